@@ -1,0 +1,1 @@
+"""Pure functions for measuring what papers claim about generative models."""
