@@ -1,0 +1,1 @@
+"""One command an experiment: claims, presets and figures. The only place that prints."""
