@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 ArrayLike: TypeAlias = jax.Array | np.ndarray
 Scalar: TypeAlias = Float[ArrayLike, ""] | float
-Sample: TypeAlias = Float[Array, "..."]
+Sample: TypeAlias = Float[ArrayLike, "..."]
 PRNGKey: TypeAlias = Key[Array, ""]
 PRNGKeys: TypeAlias = Key[Array, " count"]
 Params: TypeAlias = PyTree

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from jaxgen.typing import ArrayLike, PRNGKey
+from jaxgen.typing import ArrayLike, PRNGKey, Scalar
 
 
-def drop_labels(key: PRNGKey, labels: Int[Array, "..."], rate: float | Array, null_label: int) -> Int[Array, "..."]:
+def drop_labels(key: PRNGKey, labels: Int[Array, "..."], rate: Scalar, null_label: int) -> Int[Array, "..."]:
     """Replace each label by the null class with probability `rate`, independently (Ho & Salimans 2022, algorithm 1).
 
     Args:

@@ -1,0 +1,117 @@
+"""Grids of noise levels, built in float64 on the host and passed to samplers as an argument."""
+
+import numpy as np
+from jax.core import Tracer
+
+from jaxgen.diffusion.levels import Level
+from jaxgen.diffusion.schedules import Schedule, level_at
+from jaxgen.typing import ArrayLike
+
+
+def _check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+
+
+def _check_times(times: np.ndarray) -> None:
+    outside = times[(times < 0) | (times > 1)]
+    if outside.size:
+        raise ValueError(f"times must lie in [0, 1], got {outside[0]:g}; rescale the schedule's time to this range")
+
+
+def uniform_grid(schedule: Schedule, steps: int, *, start: float = 1.0, stop: float = 0.0) -> Level:
+    """Build a grid of equal time steps from `start` to `stop`: leaves `[steps + 1]`, float64.
+
+    `start < stop` gives a rising grid, for inversion.
+
+    Raises:
+        ValueError: if `steps` is below 1, a time lies outside [0, 1], or the grid is not strictly monotone.
+
+    >>> from jaxgen.diffusion import Cosine
+    >>> uniform_grid(Cosine(), 2).sigma.round(4).tolist()
+    [1.0, 0.7071, 0.0]
+    """
+    _check_steps(steps)
+    return time_grid(schedule, np.linspace(start, stop, steps + 1))
+
+
+def time_grid(schedule: Schedule, times: ArrayLike) -> Level:
+    """Build the grid of `schedule` at the given times, `[steps + 1]`, float64.
+
+    Raises:
+        ValueError: if a time lies outside [0, 1] or the grid is not strictly monotone.
+    """
+    times = np.asarray(times, np.float64)
+    # Before the schedule sees them: outside its range it may have no value at all.
+    _check_times(times)
+    grid = level_at(schedule, times)
+    check_grid(grid)
+    return grid
+
+
+def karras_grid(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Level:
+    """Build the variance-exploding grid of Karras et al. (2022, eq. 5): `steps` sigmas, then 0; leaves `[steps + 1]`.
+
+    The times are those of `EDM(sigma_max)`. With `steps = 1` the one step goes from `sigma_max` to 0.
+
+    Raises:
+        ValueError: if `steps` is below 1, `rho` is not positive, or 0 < sigma_min < sigma_max does not hold.
+    """
+    _check_steps(steps)
+    if not 0.0 < sigma_min < sigma_max < np.inf:
+        raise ValueError(f"sigmas must satisfy 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not 0.0 < rho < np.inf:
+        raise ValueError(f"rho must be positive and finite, got {rho}")
+    ramp = np.arange(steps) / max(steps - 1, 1)
+    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return sigma_grid(np.append(sigmas, 0.0))
+
+
+def sigma_grid(sigmas: ArrayLike) -> Level:
+    """Build a variance-exploding grid (alpha = 1) from its sigmas, `[steps + 1]`; time is sigma over the largest.
+
+    Raises:
+        ValueError: if the sigmas are not strictly monotone, finite and non-negative.
+    """
+    sigma = np.asarray(sigmas, np.float64)
+    largest = np.max(sigma, initial=0.0)
+    grid = Level(sigma / largest if 0 < largest < np.inf else sigma, np.ones_like(sigma), sigma)
+    check_grid(grid)
+    return grid
+
+
+def check_grid(grid: Level, *, divides_by_alpha: bool = False) -> None:
+    """Refuse a grid that no sampler can follow; traced grids pass, since their values are not known.
+
+    Args:
+        grid: levels `[steps + 1]`.
+        divides_by_alpha: the network predicts the noise (or the score), from which x0 follows by a division by alpha.
+
+    Raises:
+        ValueError: if the grid has no step, is not finite, has times outside [0, 1], is not strictly monotone in
+            sigma / alpha, or reaches alpha = 0 although the network divides by it.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in grid):
+        return
+    time, alpha, sigma = (np.asarray(leaf, np.float64) for leaf in grid)
+    if time.ndim != 1 or len(time) < 2 or not time.shape == alpha.shape == sigma.shape:
+        raise ValueError(
+            f"a grid needs time, alpha and sigma of one common length of at least 2, got shapes {time.shape}, "
+            f"{alpha.shape} and {sigma.shape}"
+        )
+    if not all(np.isfinite(leaf).all() for leaf in (time, alpha, sigma)) or min(alpha.min(), sigma.min()) < 0:
+        raise ValueError("a grid needs finite times and finite, non-negative alpha and sigma; one of them is not")
+    _check_times(time)
+    # The angle of (alpha, sigma) orders levels as sigma / alpha does, and is finite at alpha = 0.
+    moves = np.diff(np.arctan2(sigma, alpha))
+    if not ((moves < 0).all() or (moves > 0).all()):
+        at = int(np.argmax(moves >= 0 if moves[0] < 0 else moves <= 0))
+        raise ValueError(
+            f"a grid must be strictly monotone in sigma / alpha, but between entries {at} and {at + 1} sigma goes from "
+            f"{sigma[at]:g} to {sigma[at + 1]:g} at alpha {alpha[at]:g} to {alpha[at + 1]:g}; sort it, drop repeats"
+        )
+    if divides_by_alpha and alpha.min() == 0:
+        raise ValueError(
+            "a network that predicts the noise says nothing about x0 at alpha = 0, which this grid contains; "
+            "start below t = 1 or predict x0, v or the velocity"
+        )

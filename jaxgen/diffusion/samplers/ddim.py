@@ -1,0 +1,54 @@
+"""Denoising diffusion implicit models."""
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.levels import Level, corrupt, shrinkage
+from jaxgen.diffusion.predictions import Prediction
+from jaxgen.diffusion.samplers.base import Markov, Sampler
+from jaxgen.typing import PRNGKey, Scalar
+
+
+def ddim(model: Denoiser, eta: Scalar = 0.0) -> Sampler:
+    """Follow the probability-flow ODE with the prediction held fixed (Song et al. 2021, eq. 12).
+
+    Args:
+        model: the denoiser; one evaluation a step.
+        eta: fresh noise, in units of the posterior's standard deviation: 0 (the default) is deterministic and draws
+            nothing, 1 is ancestral sampling. May be traced.
+
+    Raises:
+        ValueError: if `eta` is known and lies outside [0, 1].
+    """
+    known = not isinstance(eta, Tracer)
+    if known and not 0.0 <= float(eta) <= 1.0:
+        raise ValueError(f"eta must lie in [0, 1], got {eta}; 0 is the ODE, 1 ancestral sampling")
+    deterministic = known and float(eta) == 0.0
+
+    def step(key: PRNGKey, state: Markov, now: Level, next: Level) -> tuple[Markov, Prediction]:
+        predicted, memory = model.apply(state.memory, state.x, now)
+        if deterministic:
+            return Markov(corrupt(predicted.x0, predicted.noise, next), memory), predicted
+        fresh = eta**2 * (1.0 - shrinkage(now, next) ** 2)
+        noise = jnp.sqrt(1.0 - fresh) * predicted.noise
+        noise += jnp.sqrt(fresh) * jax.random.normal(key, state.x.shape, state.x.dtype)
+        return Markov(corrupt(predicted.x0, noise, next), memory), predicted
+
+    return Sampler(lambda x: Markov(x, model.init(x)), step)
+
+
+def ddim_inversion(model: Denoiser) -> Sampler:
+    """Encode a sample as noise: DDIM run backwards on a rising grid (Song et al. 2021, section 4.3).
+
+    The sample is still at `now` while the network is told the time of `next`, the pairing under which DDIM on the
+    reversed grid retraces the step to first order.
+    """
+
+    def step(key: PRNGKey, state: Markov, now: Level, next: Level) -> tuple[Markov, Prediction]:
+        del key
+        predicted, memory = model.apply(state.memory, state.x, Level(next.time, now.alpha, now.sigma))
+        return Markov(corrupt(predicted.x0, predicted.noise, next), memory), predicted
+
+    return Sampler(lambda x: Markov(x, model.init(x)), step)

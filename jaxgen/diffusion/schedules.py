@@ -1,0 +1,130 @@
+"""Noise schedules: alpha(t) and sigma(t) on t in [0, 1], with t = 0 the data and t = 1 the noise.
+
+The methods follow their argument: numpy in, float64 numpy out (grids are built so, on the host); jax in, jax out.
+"""
+
+import dataclasses
+from types import ModuleType
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxgen.diffusion.levels import Coefficient, Level
+from jaxgen.typing import ArrayLike
+
+Times = Float[ArrayLike, "*grid"] | float
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """A path x = alpha(t) * x0 + sigma(t) * noise; both methods keep the shape of `t`."""
+
+    def alpha(self, t: Times) -> Times:
+        """Return the scale of the data at time `t`."""
+        ...
+
+    def sigma(self, t: Times) -> Times:
+        """Return the standard deviation of the noise at time `t`."""
+        ...
+
+
+def _namespace(*values: object) -> ModuleType:
+    return jnp if any(isinstance(value, jax.Array) for value in values) else np
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VariancePreservingLinear:
+    """The variance-preserving path with beta(t) linear in t (Song et al. 2021, appendix C).
+
+    Attributes:
+        beta_min: beta at t = 0, per unit of time.
+        beta_max: beta at t = 1, per unit of time.
+    """
+
+    beta_min: Coefficient = 0.1
+    beta_max: Coefficient = 20.0
+
+    def beta(self, t: Times) -> Times:
+        """Return the rate of the forward process at time `t`."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
+    def _log_alpha(self, t: Times) -> Times:
+        return -0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t * t)
+
+    def alpha(self, t: Times) -> Times:
+        """Return exp(-1/2 times the integral of beta up to `t`)."""
+        log_alpha = self._log_alpha(t)
+        return _namespace(log_alpha).exp(log_alpha)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sqrt(1 - alpha^2), accurate where alpha is close to 1."""
+        log_alpha = self._log_alpha(t)
+        xp = _namespace(log_alpha)
+        return xp.sqrt(-xp.expm1(2.0 * log_alpha))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """The variance-preserving path alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
+
+    def alpha(self, t: Times) -> Times:
+        """Return cos(pi t / 2), exactly 0 at t = 1."""
+        # sin of the complement: cos(pi / 2) is -4e-8 in float32, and the log-SNR at t = 1 would be NaN.
+        return _namespace(t).sin(0.5 * np.pi * (1.0 - t))
+
+    def sigma(self, t: Times) -> Times:
+        """Return sin(pi t / 2)."""
+        return _namespace(t).sin(0.5 * np.pi * t)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EDM:
+    """The variance-exploding path alpha = 1, sigma = sigma_max * t (Karras et al. 2022, table 1, time rescaled).
+
+    Attributes:
+        sigma_max: standard deviation of the noise at t = 1, in units of the data.
+    """
+
+    sigma_max: Coefficient = 80.0
+
+    def alpha(self, t: Times) -> Times:
+        """Return 1."""
+        return _namespace(t).ones_like(t)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sigma_max * t."""
+        return self.sigma_max * t
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RectifiedFlow:
+    """The straight path alpha = 1 - t, sigma = t (Liu et al. 2023; Lipman et al. 2023)."""
+
+    def alpha(self, t: Times) -> Times:
+        """Return 1 - t."""
+        return 1.0 - t
+
+    def sigma(self, t: Times) -> Times:
+        """Return t."""
+        return 1.0 * t
+
+
+def level_at(schedule: Schedule, t: Times) -> Level:
+    """Return the level of `schedule` at time `t`, of the shape of `t`."""
+    return Level(t, schedule.alpha(t), schedule.sigma(t))
+
+
+def rates(schedule: Schedule, t: Times) -> tuple[Times, Times]:
+    """Return (d alpha / dt, d sigma / dt) at time `t`, each of the shape of `t`.
+
+    Infinite where the path is: a variance-preserving sigma has no finite slope at t = 0.
+    """
+    t = jnp.asarray(t)
+    return jax.jvp(lambda t: (schedule.alpha(t), schedule.sigma(t)), (t,), (jnp.ones_like(t),))[1]
