@@ -5,7 +5,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PRESETS = ("ci", "default", "gpu", "paper")  # from the smallest to the largest
 VERDICTS = ("holds", "refuted", "inconclusive", "not run")
@@ -99,11 +102,11 @@ class Cell:
     name: str
     """What was measured, as in `gamma=2, DDIM`."""
     _: dataclasses.KW_ONLY
-    values: Sequence[Any] | None = None
+    values: "Sequence[Any] | np.ndarray | None" = None
     """One number a unit (seed, group of draws, case); for `slope` one row of numbers over x a seed, or a single row."""
-    control: Sequence[Any] | None = None
+    control: "Sequence[Any] | np.ndarray | None" = None
     """What the values are compared with, one number a unit; for `exact` the target of each case."""
-    x: Sequence[Any] | None = None
+    x: "Sequence[Any] | np.ndarray | None" = None
     """Abscissas of `slope`, positive; the other variable of `fisher_z`."""
     successes: int | None = None
     """Successes of a `binomial` test."""

@@ -57,8 +57,8 @@ def _evidence(rule: str, cell: Cell) -> confidence.Confidence:
         )
     if cell.test == "binomial":
         return confidence.clopper_pearson(cast(int, cell.successes), cast(int, cell.trials))
-    values: Sequence[Any] = cell.values or ()
-    control, x = cell.control, cell.x or ()
+    # A cell has turned its arrays into tuples.
+    values, control, x = cast(Sequence[Any], cell.values or ()), cell.control, cast(Sequence[Any], cell.x or ())
     if cell.test == "fisher_z":
         return confidence.fisher_z(x, values)
     if rule == "slope":

@@ -97,7 +97,7 @@ def draw_from(key: PRNGKey, mixture: GaussianMixture) -> Float[Array, " D"]:
 
 
 def _at_level(mixture: GaussianMixture, x: Float[Array, " D"], level: Level) -> tuple[Array, Array, Array]:
-    """Return principal coordinates of x about each component, their variances (both [K, D]), and joint log-densities."""
+    """Return principal coordinates of x about each component, their variances (both [K, D]), joint log-densities."""
     offsets = jnp.einsum("kde,kd->ke", mixture.eigenvectors, x[None] - level.alpha * mixture.means)
     variances = jnp.asarray(level.alpha**2 * mixture.eigenvalues + level.sigma**2)
     log_normals = -0.5 * jnp.sum(offsets**2 / variances + jnp.log(2.0 * jnp.pi * variances), axis=-1)

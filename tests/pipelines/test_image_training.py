@@ -1,0 +1,177 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from support import filled_params
+
+from jaxgen.diffusion import Level
+from jaxgen.models import ImageMLP, ImageMLPConfig
+from jaxgen.pipelines import (
+    DenoisingUpdate,
+    EDMObjective,
+    FlowObjective,
+    Recipe,
+    hyperparameters,
+    initial_state,
+    predict_given,
+    train_diffusion,
+)
+from jaxgen.pipelines.image_training import optimiser
+from jaxgen.training import Checkpoints, make_mesh, restore_params, run_span
+
+MODEL = ImageMLP(ImageMLPConfig(image_shape=(4, 4), num_classes=3, width=16, hidden=16, blocks=1, augmentation=2))
+RECIPE = Recipe(steps=6, batch_size=8, warmup_steps=2)
+OBJECTIVE = EDMObjective()
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.uniform(-1, 1, (20, 4, 4)).astype(np.float32)
+LABELS = RANDOM.integers(0, 3, 20).astype(np.int32)
+
+
+def train(recipe=RECIPE, **options):
+    return train_diffusion(MODEL, OBJECTIVE, IMAGES, LABELS, jax.random.key(1), recipe, **options)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return train()
+
+
+def test_the_learning_rate_rises_then_follows_a_cosine_to_zero():
+    constants = hyperparameters(Recipe(steps=100, learning_rate=0.01, warmup_steps=10, weight_decay=0.0))
+    params = {"w": jnp.zeros(3)}
+    gradient = {"w": jnp.asarray([1.0, -2.0, 3.0])}
+
+    def rate(step):
+        # The first change of Adam is -rate * sign(gradient), up to its epsilon.
+        made = optimiser(constants, step)
+        change, _ = made.update(gradient, made.init(params), params)
+        return float(-change["w"][0])
+
+    expected = [0.01 * min((s + 1) / 10, 1) * (1 + np.cos(np.pi * s / 100)) / 2 for s in (0, 4, 9, 50, 99)]
+    np.testing.assert_allclose([rate(s) for s in (0, 4, 9, 50, 99)], expected, rtol=1e-4)  # 1 + cos cancels at the end
+
+
+def test_an_update_is_adamw_on_the_mean_loss_and_averages_the_parameters():
+    state = initial_state(MODEL, RECIPE, jax.random.key(0))
+    state = state._replace(params=filled_params(MODEL))
+    batch = {"image": jnp.asarray(IMAGES[:8]), "label": jnp.asarray(LABELS[:8])}
+    constants = hyperparameters(dataclasses.replace(RECIPE, label_dropout=0.0, largest_shift=0.0))
+    update = DenoisingUpdate(MODEL, OBJECTIVE, RECIPE.ema_half_life)
+    after, metrics = jax.jit(update)(state, constants, batch)
+
+    keys = jax.random.split(jax.random.fold_in(state.key, 0), 8)
+
+    def loss(params):
+        total = 0.0
+        for key, image, label in zip(keys, batch["image"], batch["label"], strict=True):
+            _, _, level_key, noise_key = jax.random.split(key, 4)
+            level = OBJECTIVE.draw_level(level_key)
+            predict = lambda x, level, label=label: predict_given(MODEL, OBJECTIVE, params, x, level, label)  # noqa: E731
+            total += OBJECTIVE.loss(predict, noise_key, image, level)
+        return total / 8
+
+    value, gradient = jax.value_and_grad(loss)(state.params)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], optax.tree.norm(gradient), rtol=1e-4)
+    adamw = optax.adamw(RECIPE.learning_rate / 2, b2=0.99, weight_decay=1e-4)  # half way through the warm-up
+    change, _ = adamw.update(gradient, adamw.init(state.params), state.params)
+    # Adam's first step has the size of the rate whatever the gradient: compare where that is not lost in rounding.
+    chex.assert_trees_all_close(after.params, optax.apply_updates(state.params, change), atol=2e-5)
+    chex.assert_trees_all_close(after.ema.average, after.params)
+
+
+def test_every_label_is_dropped_at_a_rate_near_one():
+    state = initial_state(MODEL, RECIPE, jax.random.key(0))._replace(params=filled_params(MODEL))
+    update = jax.jit(DenoisingUpdate(MODEL, OBJECTIVE, 10.0))
+    constants = hyperparameters(RECIPE)._replace(label_dropout=np.float32(1.0))
+
+    def loss(labels):
+        return float(update(state, constants, {"image": jnp.asarray(IMAGES[:8]), "label": labels})[1]["loss"])
+
+    assert loss(jnp.zeros(8, jnp.int32)) == loss(jnp.full(8, 2, jnp.int32))
+    kept = constants._replace(label_dropout=np.float32(0.0))
+    losses = [
+        float(update(state, kept, {"image": jnp.asarray(IMAGES[:8]), "label": jnp.full(8, label)})[1]["loss"])
+        for label in (0, 2)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_two_runs_and_a_run_in_two_parts_agree_to_the_bit(whole, tmp_path):
+    chex.assert_trees_all_equal(train().params, whole.params)
+    calls = iter([False, True])
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        stopped = train(checkpoints=checkpoints, save_every=2, stop=lambda: next(calls))
+    assert 0 < int(stopped.step) < RECIPE.steps
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        resumed = train(checkpoints=checkpoints, resume=True)
+    chex.assert_trees_all_equal(resumed.params, whole.params)
+    stored = restore_params(tmp_path / "run", whole.params, field="ema.average")
+    chex.assert_trees_all_equal(stored, whole.ema.average)
+
+
+def test_a_mesh_of_eight_devices_trains_the_same_network(whole):
+    sharded = train(mesh=make_mesh("data=8"))
+    # Sums over a batch of 8 in another order, through 6 steps of Adam.
+    chex.assert_trees_all_close(jax.device_get(sharded.params), jax.device_get(whole.params), atol=2e-4)
+
+
+def test_recipes_of_one_shape_share_a_program(whole):
+    before = run_span._cache_size()
+    train(dataclasses.replace(RECIPE, learning_rate=1e-4, weight_decay=0.1, label_dropout=0.5, steps=5))
+    assert run_span._cache_size() == before
+
+
+def test_training_learns_a_class_that_is_one_image():
+    # Every image of a class is the same, so the best denoiser returns it; 1,500 steps come close.
+    images = np.stack([np.full((4, 4), value, np.float32) for value in (-1.0, 0.0, 1.0)])[LABELS]
+    model = ImageMLP(dataclasses.replace(MODEL.config, augmentation=0))
+    recipe = Recipe(steps=1500, batch_size=32, largest_shift=0.0, learning_rate=5e-3, ema_half_life=20.0)
+    for objective in (EDMObjective(data_std=0.8), FlowObjective()):
+        state = train_diffusion(model, objective, images, LABELS, jax.random.key(0), recipe)
+        level = Level(jnp.asarray(0.5), jnp.asarray(0.5), jnp.asarray(0.5))
+        for label, value in enumerate((-1.0, 0.0, 1.0)):
+            x = 0.5 * value + 0.5 * jax.random.normal(jax.random.key(label), (4, 4))
+            predicted = predict_given(model, objective, state.ema.average, x, level, jnp.asarray(label))
+            np.testing.assert_allclose(np.mean(predicted.x0), value, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive and finite, got nan"),
+        ({"label_dropout": 1.0}, r"label_dropout must lie in \[0, 1\), got 1.0"),
+        ({"largest_shift": -1.0}, "largest_shift must be at least 0 and finite, got -1.0"),
+    ],
+)
+def test_impossible_recipes_are_refused(change, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        dataclasses.replace(RECIPE, **change)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ((IMAGES[:, :3], LABELS), {}, r"images must have shape \[count, 4, 4\] and labels \[count\], got "),
+        ((IMAGES, LABELS[:5]), {}, r"images must have shape \[count, 4, 4\] and labels \[count\], got "),
+        ((np.where(IMAGES > 0.9, np.nan, IMAGES), LABELS), {}, "images must be finite, got "),
+        ((IMAGES, np.full(20, 4)), {}, "labels must lie in "),
+        ((IMAGES, LABELS), {"recipe": Recipe(largest_shift=0.0)}, "a largest shift of 0.0 and a network with 2 "),
+        (
+            (IMAGES, LABELS),
+            {"recipe": dataclasses.replace(RECIPE, batch_size=9), "mesh": "data=8"},
+            "a batch of 9 cannot be split evenly over data=8 devices; choose a multiple",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_refused(arguments, options, sentence):
+    recipe = options.pop("recipe", RECIPE)
+    mesh = make_mesh(options["mesh"]) if "mesh" in options else None
+    with pytest.raises(ValueError, match=f"^{sentence}"):
+        train_diffusion(MODEL, OBJECTIVE, *arguments, jax.random.key(0), recipe, mesh=mesh)
