@@ -1,0 +1,108 @@
+"""The main job: a conditional diffusion model of real handwritten digits, and every sampler on it.
+
+Data: the 1,797 digits of 8 x 8 pixels that travel with scikit-learn (Alpaydin & Kaynak 1998, UCI, CC BY 4.0), 1,200 to
+train on and 597 held out. Two networks learn them, one to denoise (Karras et al. 2022), one the velocity of straight
+paths (flow matching). Their samples are compared with the held-out digits, beside real digits and beside one Gaussian
+per class, which a statistic has to tell apart to be worth reading.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Literal
+
+from experiments.digits.claims import CLAIMS
+from experiments.run_directory import RunDirectory
+
+__all__ = ["CLAIMS", "PRESETS", "PRESET_NOTES", "Config", "check", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a diffusion model on real handwritten digits; sample it by DDPM, DDIM, CFG, PCG and flow matching."""
+
+    steps: int = 8000
+    """Training steps of each of the two networks."""
+    batch_size: int = 256
+    """Images in a training step."""
+    learning_rate: float = 2e-3
+    """Peak of the learning rate, reached after 100 steps and falling to 0 along a cosine."""
+    ema_half_life: float = 200.0
+    """Half-life of the average of the parameters, in training steps."""
+    label_dropout: float = 0.15
+    """Share of labels hidden in training, in [0, 1): what makes guidance possible."""
+    largest_shift: float = 1.0
+    """Pixels by which training images are shifted at most, told to the network; 0 for no shifts."""
+    width: int = 256
+    """Features of the residual stream of each network."""
+    hidden: int = 512
+    """Features inside a block."""
+    blocks: int = 3
+    """Residual blocks."""
+    sampler: Literal["all", "ddim", "ddpm", "flow", "pcg"] = "all"
+    """What to sample with: all measures the claims, one alone draws the images asked for below."""
+    gamma: float = 1.0
+    """Guidance scale of the images asked for: 0 unconditional, 1 conditional, above 1 extrapolates."""
+    samples: int = 64
+    """Number of images asked for."""
+    label: int | None = None
+    """Digit asked for, 0 to 9; every digit in turn where it is left out."""
+    sampling_steps: int = 100
+    """Steps of every sampler, except where their number is what is varied."""
+    corrector_steps: int = 1
+    """Langevin steps of PCG at each noise level."""
+    seeds: int = 8
+    """Sampling seeds of each claim, with as many images as are held out for each."""
+    subsets: int = 20
+    """Subsets of the training images, and as many draws of Gaussians, that the claims are printed beside."""
+    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+    """Guidance scales of the curve of quality against guidance."""
+    step_counts: tuple[int, ...] = (5, 10, 20, 50, 100, 200)
+    """Numbers of steps of the curve of quality against steps."""
+    pair_seeds: int = 32
+    """Sampling seeds of the comparison of PCG with DDPM, whose difference is small."""
+    curve_seeds: int = 3
+    """Sampling seeds of each point of these curves."""
+
+
+PRESETS: Mapping[str, Config] = {
+    "ci": Config(
+        steps=1000, seeds=3, subsets=4, scales=(0.0, 1.0, 3.0), step_counts=(10, 50), pair_seeds=3, curve_seeds=1
+    ),
+    "default": Config(),
+}
+PRESET_NOTES = {
+    "ci": "40 s on 2 CPU cores: digits that a person reads, too coarse for most gates",
+    "default": "5 minutes on 2 CPU cores: every gate is met",
+}
+
+
+def check(config: Config, run: RunDirectory) -> None:
+    """Refuse, before anything is written, what cannot be trained or sampled, and runs that were trained otherwise."""
+    _check_numbers(config)
+    from experiments.digits import networks
+
+    networks.check(config, run)
+
+
+def run(config: Config, run: RunDirectory) -> None:
+    """Train both networks or take those of another run, then measure the claims or draw the images asked for."""
+    from experiments.digits import measuring, networks, requested
+
+    trained = networks.obtain(config, run)
+    if config.sampler == "all":
+        measuring.measure(config, run, trained)
+    else:
+        requested.draw(config, run, trained)
+
+
+def _check_numbers(config: Config) -> None:
+    for name in ("samples", "sampling_steps", "corrector_steps", "curve_seeds"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    for name in ("seeds", "pair_seeds", "subsets"):
+        if getattr(config, name) < 2:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(config, name)}")
+    if config.label is not None and not 0 <= config.label <= 9:
+        raise ValueError(f"--label must be a digit from 0 to 9, got {config.label}")
+    if not config.scales or not config.step_counts or min(config.step_counts) < 1:
+        raise ValueError("--scales and --step-counts take at least one value, and a number of steps is at least 1")

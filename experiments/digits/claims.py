@@ -1,0 +1,99 @@
+"""The claims of the main job, fixed before its first run."""
+
+from experiments.claims import Claim
+
+_SOURCE = "jaxgen, main job: gates fixed before the first run, from what real digits and class Gaussians score"
+_SAMPLER = "DDIM with 100 steps at guidance scale 1"
+_GUIDANCE = "Ho & Salimans 2022, Classifier-Free Diffusion Guidance, section 4"
+_PCG = "Bradley & Nakkiran 2024, Classifier-Free Guidance is a Predictor-Corrector, theorem 3"
+
+CLAIMS = (
+    Claim(
+        "M1",
+        f"{_SAMPLER}: the nearest neighbour tells samples from held-out digits in at most 65 % of cases",
+        source=_SOURCE,
+        rule="less",
+        reference=0.65,
+    ),
+    Claim(
+        "M2",
+        f"{_SAMPLER}: the nearest neighbour tells samples from held-out digits in at most 60 % of cases",
+        source=_SOURCE,
+        rule="less",
+        reference=0.60,
+    ),
+    Claim("M3", f"{_SAMPLER}: precision is at least 0.90", source=_SOURCE, rule="greater", reference=0.90),
+    Claim("M4", f"{_SAMPLER}: recall is at least 0.80", source=_SOURCE, rule="greater", reference=0.80),
+    Claim(
+        "M5",
+        f"{_SAMPLER}: a support-vector classifier tells samples from held-out digits in at most 75 % of cases",
+        source=_SOURCE,
+        rule="less",
+        reference=0.75,
+    ),
+    Claim(
+        "M6",
+        f"{_SAMPLER}: the polynomial-kernel MMD^2 of features lies below 3.3",
+        source=_SOURCE,
+        rule="less",
+        reference=3.3,
+    ),
+    Claim(
+        "M7",
+        "DDIM with 100 steps at guidance scale 1.5: at least 97 % of samples are of the digit asked for",
+        source=_SOURCE,
+        rule="greater",
+        reference=0.97,
+        test="binomial",
+    ),
+    Claim(
+        "M8",
+        f"{_SAMPLER}: the mean distance to the nearest training image is at least 1.7, so the model does not copy",
+        source=_SOURCE,
+        rule="greater",
+        reference=1.7,
+    ),
+    Claim(
+        "M9",
+        "the ruler: the nearest neighbour cannot tell real training digits from held-out ones",
+        source="equal laws give (n - 1) / (2 n - 1) at n = 597; Lopez-Paz & Oquab 2017",
+        rule="equal",
+        reference=596 / 1193,
+        margin=0.02,
+        margin_reason="a fifth of the way to the gate of M2; one subset has a standard deviation of 0.013",
+        seeds=20,
+    ),
+    Claim(
+        "M10",
+        "the ruler: one Gaussian per class is told from held-out digits in more than 65 % of cases",
+        source="jaxgen, main job: measured as 0.733 +- 0.011 over 20 draws by other code",
+        rule="greater",
+        reference=0.65,
+        seeds=20,
+    ),
+    Claim(
+        "M11",
+        "guidance trades diversity for fidelity: from scale 1 to 3 recall falls",
+        source=_GUIDANCE,
+        rule="order",
+        reference=0.0,
+    ),
+    Claim(
+        "M12",
+        "guidance trades diversity for fidelity: from scale 0 to 1.5 precision rises",
+        source=_GUIDANCE,
+        rule="order",
+        reference=0.0,
+    ),
+    Claim(
+        "M13",
+        "PCG with one corrector step at scale 2 samples as DDPM under guidance at scale 1.5 does",
+        source=_PCG,
+        rule="equal",
+        reference=0.0,
+        margin=0.03,
+        margin_reason="2 standard deviations of the nearest-neighbour score of one real subset, 0.013 each",
+        seeds=32,
+        primary=False,
+    ),
+)

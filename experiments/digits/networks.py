@@ -1,0 +1,132 @@
+"""The two networks of a run: trained here, resumed, or taken from the run that `--from` names."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from experiments import configuration
+from experiments.digits import data
+from experiments.run_directory import Interrupted, RunDirectory
+from jaxgen.models import ImageMLP, ImageMLPConfig, abstract_params
+from jaxgen.pipelines import SHIFT_FEATURES, EDMObjective, FlowObjective, Objective, Recipe, train_diffusion
+from jaxgen.training import Checkpoints, make_mesh, read_config, restore_params
+from jaxgen.typing import Params
+
+# scikit-learn's digits have a standard deviation of 0.752 after scaling to [-1, 1].
+OBJECTIVES: dict[str, Objective] = {
+    "denoiser": EDMObjective(data_std=0.75, log_sigma_mean=-0.5, log_sigma_std=1.4, sigma_min=0.002, sigma_max=20.0),
+    "flow": FlowObjective(),
+}
+_NETWORK = ("width", "hidden", "blocks")
+_RECIPE = ("steps", "batch_size", "learning_rate", "ema_half_life", "label_dropout", "largest_shift")
+_LOG_EVERY = 10
+
+
+class Trained(NamedTuple):
+    """A network that can be sampled."""
+
+    model: ImageMLP
+    objective: Objective
+    params: Params
+
+
+class Networks(NamedTuple):
+    """Both networks, and the mesh that they run on."""
+
+    denoiser: Trained
+    flow: Trained
+    mesh: Mesh
+
+
+def check(config: Any, run: RunDirectory) -> None:
+    """Refuse sizes that no network or recipe has, and a run whose networks were trained otherwise.
+
+    Raises:
+        ValueError: names the field and the mend.
+        CheckpointError: a checkpoint of the run to sample from is damaged or not there.
+    """
+    _model(config)
+    _recipe(config)
+    shares = _mesh(run).shape.get("data", 1)
+    if config.batch_size % shares:
+        raise ValueError(f"--batch-size {config.batch_size} does not divide over {shares} devices; choose a multiple")
+    if run.source is not None:
+        stored = configuration.read_run(run.source)["config"]
+        trained, asked = ({name: of.get(name) for name in _NETWORK + _RECIPE} for of in (stored, vars(config)))
+        if found := configuration.differences(trained, asked):
+            raise ValueError(f"--from {run.source} takes its networks as they are, but {'; '.join(found)}")
+        for name in OBJECTIVES:
+            read_config(run.source / "checkpoints" / name)
+
+
+def obtain(config: Any, run: RunDirectory) -> Networks:
+    """Train both networks, with checkpoints in the run, or read those of the run that `--from` names.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+    """
+    mesh = _mesh(run)
+    if run.source is not None:
+        folder = run.source / "checkpoints"
+        return Networks(_restored(config, folder, "denoiser"), _restored(config, folder, "flow"), mesh)
+    digits = data.load()
+    images = digits.train.reshape(-1, data.SIDE, data.SIDE)
+    denoiser_key, flow_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 0))
+    denoiser = _train(config, run, mesh, "denoiser", images, digits.train_labels, denoiser_key)
+    return Networks(denoiser, _train(config, run, mesh, "flow", images, digits.train_labels, flow_key), mesh)
+
+
+def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels, key) -> Trained:
+    model, recipe, objective = _model(config), _recipe(config), OBJECTIVES[name]
+    settings = {**{field: getattr(config, field) for field in _NETWORK + _RECIPE}, "seed": run.seed}
+    with (
+        Checkpoints(run.checkpoints / name, config=settings, keep=2) as checkpoints,
+        run.progress(recipe.steps, f"training the {name}") as progress,
+    ):
+        if run.resumed:
+            run.resume_metrics(checkpoints.latest_step or 0, metric=f"{name}_loss")
+
+        def report(step: int, metrics: dict) -> None:
+            progress.update(step, loss=float(metrics["loss"]))
+            if step % _LOG_EVERY == 0 or step == recipe.steps:
+                run.metrics(step, **{f"{name}_{kind}": float(value) for kind, value in metrics.items()})
+
+        state = train_diffusion(
+            model,
+            objective,
+            images,
+            labels,
+            key,
+            recipe,
+            mesh=mesh,
+            checkpoints=checkpoints,
+            resume=run.resumed,
+            save_every=max(recipe.steps // 4, 1),
+            on_metrics=report,
+            stop=run.stop,
+        )
+    if state.step < recipe.steps:
+        raise Interrupted
+    return Trained(model, objective, state.ema.average)
+
+
+def _restored(config: Any, folder: Path, name: str) -> Trained:
+    model = _model(config)
+    params = restore_params(folder / name, abstract_params(model), field="ema.average")
+    return Trained(model, OBJECTIVES[name], params)
+
+
+def _model(config: Any) -> ImageMLP:
+    sizes = {name: getattr(config, name) for name in _NETWORK}
+    shape = (data.SIDE, data.SIDE)
+    return ImageMLP(ImageMLPConfig(shape, **sizes, augmentation=SHIFT_FEATURES if config.largest_shift else 0))
+
+
+def _recipe(config: Any) -> Recipe:
+    return Recipe(**{name: getattr(config, name) for name in _RECIPE})
+
+
+def _mesh(run: RunDirectory) -> Mesh:
+    return make_mesh(run.mesh or {"data": jax.device_count()})

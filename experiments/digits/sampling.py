@@ -1,0 +1,78 @@
+"""The samplers of this experiment by name, and how a run draws with them."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from experiments.digits import data
+from experiments.digits.networks import Networks, Trained
+from jaxgen.pipelines import (
+    Film,
+    Method,
+    PredictorCorrectorGuidance,
+    film_images,
+    generate_images,
+    guided_ddim,
+    guided_ddpm,
+    guided_euler,
+)
+from jaxgen.typing import PRNGKey
+
+TITLES = {"ddim": "DDIM", "ddpm": "DDPM", "flow": "flow matching", "pcg": "PCG"}
+# One shape for every draw of a run, so that each sampler compiles once a number of steps; divides over 2, 4 and 8.
+_BLOCK = 200
+
+
+def sampling_key(seed: int) -> PRNGKey:
+    """Return the key of all sampling: every sampler starts from the same noise."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def seed_labels(digits: data.Digits, seeds: int, seed: int) -> Int[np.ndarray, "seeds count"]:
+    """Return the digits to ask for: those of a subset of the training images for each sampling seed."""
+    return np.stack([digits.train_labels[data.subset(digits, 1000 * seed + index)] for index in range(seeds)])
+
+
+def draw(
+    networks: Networks,
+    sampler: str,
+    labels: Int[np.ndarray, "*batch"],
+    key: PRNGKey,
+    *,
+    scale: float,
+    steps: int,
+    corrector_steps: int = 1,
+    on_block: Any = None,
+) -> Float[np.ndarray, "*batch 64"]:
+    """Draw an image of 64 pixels for each label with the sampler of that name."""
+    network, method = _choose(networks, sampler, corrector_steps)
+    images = generate_images(
+        *network,
+        labels.reshape(-1),
+        key,
+        method=method,
+        scale=scale,
+        steps=steps,
+        block_size=_BLOCK,
+        mesh=networks.mesh,
+        on_block=on_block,
+    )
+    return images.reshape(*labels.shape, data.SIDE**2)
+
+
+def film(networks: Networks, sampler: str, labels: Int[np.ndarray, " count"], key: PRNGKey, **settings: Any) -> Film:
+    """Draw images and how they emerged; settings are `scale` and `steps`."""
+    network, method = _choose(networks, sampler, 1)
+    return film_images(*network, labels, key, method=method, mesh=networks.mesh, block_size=len(labels), **settings)
+
+
+def _choose(networks: Networks, sampler: str, corrector_steps: int) -> tuple[Trained, Method]:
+    methods: dict[str, tuple[Trained, Method]] = {
+        "ddim": (networks.denoiser, guided_ddim),
+        "ddpm": (networks.denoiser, guided_ddpm),
+        "flow": (networks.flow, guided_euler),
+        "pcg": (networks.denoiser, PredictorCorrectorGuidance(corrector_steps)),
+    }
+    return methods[sampler]
