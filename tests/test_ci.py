@@ -69,9 +69,7 @@ def test_an_unknown_room_is_refused_before_anything_is_installed(ci, capsys):
 def test_the_first_failing_stage_ends_the_run_with_its_code(ci, tmp_path):
     times, commands = [], [("first", "true"), ("second", "exit 3"), ("third", "true")]
     with pytest.raises(ci.StageFailedError, match="second ended with exit code 3") as failure:
-        ci.perform(
-            [ci.Stage("first", "true"), ci.Stage("second", "exit 3"), ci.Stage("third", "true")], tmp_path, times
-        )
+        ci.perform([ci.Stage(*stage) for stage in commands], tmp_path, times)
     assert failure.value.code == 3
     assert [name for name, _ in times] == ["first", "second"]
 

@@ -140,8 +140,8 @@ def _record(
 def _tell(session: Session, scores: Mapping[tuple[str, float], Scores], rulers: Mapping[str, Scores]) -> None:
     """Write the table of all scores into the report and the arrays."""
     session.run.note(
-        "Every score compares samples, clipped to [-1, 1], with the held-out digits. Spreads are over sampling seeds of "
-        "one trained network, or over subsets of the training images: they say nothing of other training seeds."
+        "Every score compares samples, clipped to [-1, 1], with the held-out digits. Spreads are over sampling seeds "
+        "of one trained network, or over subsets of the training images: they say nothing of other training seeds."
     )
     rows = {f"{TITLES[sampler]} at scale {scale:g}": found for (sampler, scale), found in scores.items()}
     rows = {**rulers, **rows}
