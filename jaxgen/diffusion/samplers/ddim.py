@@ -31,9 +31,11 @@ def ddim(model: Denoiser, eta: Scalar = 0.0) -> Sampler:
         predicted, memory = model.apply(state.memory, state.x, now)
         if deterministic:
             return Markov(corrupt(predicted.x0, predicted.noise, next), memory), predicted
-        fresh = eta**2 * (1.0 - shrinkage(now, next) ** 2)
-        noise = jnp.sqrt(1.0 - fresh) * predicted.noise
-        noise += jnp.sqrt(fresh) * jax.random.normal(key, state.x.shape, state.x.dtype)
+        r = shrinkage(now, next)
+        # 1 - eta^2 (1 - r^2), in a form that keeps a small r, and whose root has a finite slope where it is 0.
+        kept = (1.0 - eta) * (1.0 + eta) + (eta * r) ** 2
+        noise = jnp.where(kept > 0, jnp.sqrt(jnp.where(kept > 0, kept, 1.0)), 0.0) * predicted.noise
+        noise += eta * jnp.sqrt(1.0 - r**2) * jax.random.normal(key, state.x.shape, state.x.dtype)
         return Markov(corrupt(predicted.x0, noise, next), memory), predicted
 
     return Sampler(lambda x: Markov(x, model.init(x)), step)

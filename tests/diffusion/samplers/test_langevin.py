@@ -1,0 +1,141 @@
+"""Langevin steps against their recursion on Gaussian data, and what they do where there is no noise."""
+
+import gaussian_recursions as oracle
+import gaussian_runs as runs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import config
+
+from jaxgen.diffusion import Denoiser, Level, denoiser, langevin, path_step_size, predict_exactly, sample, score
+
+
+def test_langevin_meets_its_recursion_on_gaussian_data():
+    # One evaluation a step is what PCG's recursion is tested with.
+    runs.assert_recursion(
+        build=lambda conditional, guided: langevin(guided, 3),
+        step=lambda conditional, guided, now, next: oracle.langevin_step(guided, now, next, 3),
+        draws=runs.langevin_draws(3),
+        names=runs.WITH_DATA,
+    )
+
+
+def levels(*values, dtype=jnp.float32):
+    return [Level(*(jnp.asarray(part, dtype) for part in level)) for level in values]
+
+
+NOISY, CLEAN = (0.5, 0.9, 0.4), (0.0, 1.0, 0.0)
+LAW = [(1.0, runs.CONDITIONAL)]
+
+
+def one_step(now, next, count=1, x=(0.4, -1.0), key=7, **options):
+    """A step of Langevin dynamics on N(m, C) in float64, with its info."""
+    with jax.enable_x64(True):
+        law = runs.exact(runs.CONDITIONAL)
+        if options.pop("with_clean_score", False):
+            options["clean_score"] = lambda x: score(law, x, Level(0.0, 1.0, 0.0))
+        sampler = langevin(denoiser(runs.predictor_of(law)), count, **options)
+        now, next = levels(now, next, dtype=jnp.float64)
+        state, info = jax.jit(sampler.step)(jax.random.key(key), sampler.init(jnp.array(x)), now, next)
+        return np.asarray(state.x), jax.tree.map(float, info)
+
+
+def draws(count, key=7):
+    with jax.enable_x64(True):
+        return [runs.langevin_draws(count)(jax.random.key(key), jnp.float64)]
+
+
+def test_without_a_clean_score_nothing_is_done_at_zero_noise():
+    assert one_step(NOISY, CLEAN)[0].tolist() == [0.4, -1.0]
+    assert one_step(NOISY, (0.1, 0.99, 0.1))[0].tolist() != [0.4, -1.0]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("next", [CLEAN, (0.1, 0.99, 0.1)])
+def test_a_clean_score_acts_at_zero_noise_and_there_alone(next, count):
+    # The clean score is that of N(m, C): (C^-1)(m - x), of which the recursion knows no limit but its value at 0.
+    step = oracle.langevin_step(LAW, NOISY, next, count, clean=True)
+    measured, _ = one_step(NOISY, next, count, with_clean_score=True)
+    np.testing.assert_allclose(measured, oracle.replay([step], np.array([0.4, -1.0]), draws(count)), rtol=1e-12)
+
+
+def test_the_clean_score_is_not_asked_where_there_is_noise():
+    measured, _ = one_step(NOISY, (0.1, 0.99, 0.1), clean_score=lambda x: jnp.full_like(x, jnp.nan))
+    assert np.isfinite(measured).all()
+
+
+def test_a_step_size_of_ones_own_is_used_and_reported():
+    for next, epsilon in (((0.1, 0.99, 0.1), 0.003), ((0.2, 0.9, 0.2), 0.012)):
+        step = oracle.langevin_step(LAW, NOISY, next, 2, epsilon=lambda now, next, size=epsilon: size)
+        measured, info = one_step(NOISY, next, 2, step_size=lambda now, next: 0.3 * next.sigma**2)
+        np.testing.assert_allclose(measured, oracle.replay([step], np.array([0.4, -1.0]), draws(2)), rtol=1e-11)
+        assert info.stiffness == pytest.approx(0.3)
+        assert info.step_size == pytest.approx(0.3 * next[2] ** 2)
+
+
+def test_the_path_step_size_is_beta_dt_on_the_linear_path():
+    # alpha'^2 (rho^2 - rho'^2) = alpha'^2 / alpha^2 - 1 where sigma^2 = 1 - alpha^2, and that is exp(beta dt) - 1.
+    beta = 0.1 + 19.9 * 0.5
+    grid = runs.GRIDS["linear"](1000)
+    now, next = (Level(*(leaf[n] for leaf in grid)) for n in (500, 501))
+    integral = 1e-3 * (beta - 19.9 * 0.5e-3)
+    assert float(path_step_size(now, next)) == pytest.approx(np.expm1(integral), rel=1e-4)  # rounded to float32
+    assert float(path_step_size(*levels((0.3, 1.0, 3.0), (0.2, 1.0, 2.0)))) == pytest.approx(5.0)
+
+
+def test_long_dynamics_at_one_level_reach_its_law():
+    # Its fixed point: v = (1 - h p)^2 v + eps, h = eps / 2, p = 1 / (C + sigma^2): v = 1 / (p - h p^2 / 2).
+    sigma, epsilon = 0.4, 0.05
+    law = [(1.0, oracle.Gaussian(np.array([0.7]), np.array([[0.5]])))]
+    step = oracle.langevin_step(law, (0.5, 1.0, 0.5), (0.4, 1.0, sigma), 400, epsilon=lambda now, next: epsilon)
+    mean, variance = oracle.moments([step], np.array([30.0]), np.array([[9.0]]))
+    precision = 1 / (0.5 + sigma**2)
+    np.testing.assert_allclose(mean, 0.7, atol=1e-3)
+    np.testing.assert_allclose(variance, 1 / (precision * (1 - epsilon * precision / 4)), rtol=1e-5)
+
+
+def test_no_steps_leave_the_state_as_it_is():
+    with_memory = Denoiser(lambda x: jnp.int32(0), lambda memory, x, level: (None, memory + 1))
+    sampler = langevin(with_memory, 0)
+    state = sampler.init(jnp.array([1.0]))
+    after, info = sampler.step(jax.random.key(0), state, *levels(NOISY, (0.1, 0.99, 0.1)))
+    assert after is state
+    assert jnp.isfinite(info.step_size)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_slopes_are_finite_and_right_where_the_noise_ends(clean):
+    # Under vmap over grids the choice between acting and not becomes a select, whose untaken branch divides by 0.
+    grids = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(runs.GRIDS[name](3) for name in runs.WITH_DATA))
+    law = runs.exact(runs.CONDITIONAL)
+    clean_score = (lambda x: score(law, x, Level(0.0, 1.0, 0.0))) if clean else None
+    sampler = langevin(denoiser(lambda x, level: predict_exactly(law, x, level)), 2, clean_score=clean_score)
+    # Weights, since a sum over the coordinates could hide an exchange of them.
+    weights = jnp.array([1.0, 3.0])
+
+    def total(x):
+        run = jax.vmap(lambda x, grid: weights @ sample(sampler, jax.random.key(0), x, grid))
+        return run(x, grids).sum()
+
+    slopes = jax.jit(jax.grad(total))(jnp.tile(jnp.array([0.3, 0.1]), (len(runs.WITH_DATA), 1)))
+    for slope, name in zip(slopes, runs.WITH_DATA, strict=True):
+        maps = oracle.walk(lambda now, next: oracle.langevin_step(LAW, now, next, 2, clean=clean), runs.GRIDS[name](3))
+        expected = weights @ np.linalg.multi_dot([step.matrix for step in reversed(maps)])
+        assert np.abs(slope - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.fixture
+def unchecked_types():
+    """Lift the type checks that only the tests have, which would hide what a user sees."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.parametrize("count", [-1, 1.0, True, "2"])
+def test_a_number_of_steps_that_is_none_is_refused(count):
+    with pytest.raises(ValueError) as caught:
+        langevin(denoiser(lambda x, level: None), count)
+    assert str(caught.value) == f"num_steps of Langevin dynamics must be an integer of at least 0, got {count!r}"
