@@ -64,6 +64,8 @@ class Config:
     """Sampling seeds of each point of these curves."""
 
 
+_MOST = 1_000_000
+
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
         steps=1000, seeds=3, subsets=4, scales=(0.0, 1.0, 3.0), step_counts=(10, 50), pair_seeds=3, curve_seeds=1
@@ -96,9 +98,10 @@ def run(config: Config, run: RunDirectory) -> None:
 
 
 def _check_numbers(config: Config) -> None:
-    for name in ("samples", "sampling_steps", "corrector_steps", "curve_seeds"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    for name in ("steps", "batch_size", "samples", "sampling_steps", "corrector_steps", "curve_seeds"):
+        if not 1 <= getattr(config, name) <= _MOST:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must lie between 1 and {_MOST}, got {getattr(config, name)}")
     for name in ("seeds", "pair_seeds", "subsets"):
         if getattr(config, name) < 2:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(config, name)}")

@@ -11,7 +11,7 @@ from experiments.digits import data
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.models import ImageMLP, ImageMLPConfig, abstract_params
 from jaxgen.pipelines import SHIFT_FEATURES, EDMObjective, FlowObjective, Objective, Recipe, train_diffusion
-from jaxgen.training import Checkpoints, make_mesh, read_config, restore_params
+from jaxgen.training import CheckpointError, Checkpoints, make_mesh, read_config, restore_params
 from jaxgen.typing import Params
 
 # scikit-learn's digits have a standard deviation of 0.752 after scaling to [-1, 1].
@@ -45,7 +45,7 @@ def check(config: Any, run: RunDirectory) -> None:
 
     Raises:
         ValueError: names the field and the mend.
-        CheckpointError: a checkpoint of the run to sample from is damaged or not there.
+        CheckpointError: a checkpoint of the run to sample from is damaged, not there or of another configuration.
     """
     _model(config)
     _recipe(config)
@@ -58,7 +58,9 @@ def check(config: Any, run: RunDirectory) -> None:
         if found := configuration.differences(trained, asked):
             raise ValueError(f"--from {run.source} takes its networks as they are, but {'; '.join(found)}")
         for name in OBJECTIVES:
-            read_config(run.source / "checkpoints" / name)
+            made = read_config(run.source / "checkpoints" / name, step=config.steps)
+            if found := configuration.differences({field: made.get(field) for field in asked}, asked):
+                raise CheckpointError(f"{run.source} holds the {name} of another run: {'; '.join(found)}")
 
 
 def obtain(config: Any, run: RunDirectory) -> Networks:
@@ -114,7 +116,7 @@ def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels
 
 def _restored(config: Any, folder: Path, name: str) -> Trained:
     model = _model(config)
-    params = restore_params(folder / name, abstract_params(model), field="ema.average")
+    params = restore_params(folder / name, abstract_params(model), field="ema.average", step=config.steps)
     return Trained(model, OBJECTIVES[name], params)
 
 

@@ -138,6 +138,11 @@ print(count)
         (["closed-form", "--out", "a", "--resume", "b"], "--resume goes on in b itself; drop --out"),
         (["closed-form", "--from", "a", "--resume", "b"], "--resume goes on in b itself; drop --from"),
         (["closed-form", "--out", "/proc/none"], "/proc/none cannot be written"),
+        (["closed-form", "--out", "/dev/null/a"], "/dev/null/a cannot be written"),
+        (["closed-form", "--preset"], "Missing value for argument '--preset'"),
+        (["closed-form", "--seed", "4294967296"], "--seed must lie between 0 and 4294967295, got 4294967296"),
+        (["closed-form", "--step-size", "inf"], "--step-size must be finite, got inf"),
+        (["closed-form", "--mesh", "data=64"], "--mesh data=64 takes 64 devices and there are 8"),
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
@@ -297,6 +302,28 @@ def test_a_run_from_another_starts_from_its_settings(command, folder, package):
     assert "a is a run of 'sampled', not of 'closed-form'" in command("closed-form", "--from", "a").err
     (folder / "a" / "config.json").write_text((folder / "a" / "config.json").read_text().replace("steps", "stops"))
     assert "a was made by another version of this experiment" in command("sampled", "--from", "a").err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("config.json", "", "config.json:1: malformed JSON"),
+        ("config.json", '{"experiment": "closed-form"', "config.json:1: malformed JSON"),
+        ("config.json", "[]", "config.json does not hold the settings of a run"),
+        ("environment.json", "{}", "environment.json does not hold the environment of a run"),
+        ("environment.json", '{"finished": NaN}', "environment.json:1: malformed JSON"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--from", "--resume"])
+def test_a_run_whose_settings_are_damaged_is_refused_and_left_alone(command, folder, option, name, text, error):
+    assert command("closed-form", "--preset", "ci", "--walks", "16", "--out", "a").code == 0
+    (folder / "a" / name).write_text(text)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    code, out, err = command("closed-form", option, "a")
+    assert (code, out) == (2, "")
+    assert error in err
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_an_unfinished_run_is_not_sampled_from_and_a_finished_one_not_resumed(command, package):

@@ -58,7 +58,7 @@ def pcg(
         conditional: denoiser of p(x | c).
         guided: denoiser under guidance, for example `denoiser(classifier_free(predict, label, null, scale))`.
         num_steps: Langevin steps K; 0 is DDIM of the conditional.
-        step_size: as in `langevin`.
+        step_size: as in `langevin`; the default is infinite on a grid that starts at alpha = 0.
         clean_score: score of the guided law at sigma = 0; without it no correction is made there.
 
     Raises:

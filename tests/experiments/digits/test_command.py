@@ -1,0 +1,200 @@
+"""What the command does with the main job: it refuses what is wrong, and a run leaves what it promises."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import cli
+from experiments.configuration import Settings
+from experiments.digits import CLAIMS, Config
+
+# The smallest run that measures everything: one number of steps, so that each sampler compiles once.
+TINY = (
+    *("--steps", "2", "--batch-size", "8", "--width", "8", "--hidden", "8", "--blocks", "1"),
+    *("--seeds", "2", "--subsets", "2", "--pair-seeds", "2", "--curve-seeds", "1"),
+    *("--sampling-steps", "2", "--scales", "1", "--step-counts", "2"),
+)
+FIGURES = (
+    *("ddim", "ddpm", "filmstrips", "flow", "guidance", "nearest_training_images", "pcg", "quality_vs_guidance"),
+    *("quality_vs_steps", "real", "same_noise", "scores", "training"),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The tiny run, finished."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXGEN_COMPILATION_CACHE", "off")
+        assert cli.main(["digits", *TINY, "--out", str(path)]) == 0
+    return path
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+# What is refused: exit 2, one sentence, nothing written.
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        ("--steps 0", "--steps must lie between 1 and 1000000, got 0"),
+        ("--steps 99999999999999999999", "--steps must lie between 1 and 1000000, got 99999999999999999999"),
+        ("--steps 1e3", "--steps takes INT, got '1e3'"),
+        ("--step 5", "digits has no option --step; the nearest is '--steps'"),
+        ("--batch-size 0", "--batch-size must lie between 1 and 1000000, got 0"),
+        ("--batch-size 10 --mesh data=8", "--batch-size 10 does not divide over 8 devices; choose a multiple"),
+        ("--mesh data=64", "--mesh data=64 takes 64 devices and there are 8; ask for at most 8 in all"),
+        ("--learning-rate 0", "must be positive and finite, got 0"),
+        ("--ema-half-life -1", "must be positive and finite, got -1"),
+        ("--label-dropout 1", "must lie in [0, 1), got 1"),
+        ("--largest-shift -1", "must be at least 0 and finite, got -1"),
+        ("--width 0", "width must be at least 1, got 0"),
+        ("--hidden 0", "hidden must be at least 1, got 0"),
+        ("--blocks 0", "blocks must be at least 1, got 0"),
+        ("--sampler ddmi", "invalid choice 'ddmi' for argument '--sampler'"),
+        ("--gamma nan", "--gamma must be finite, got nan"),
+        ("--gamma inf", "--gamma must be finite, got inf"),
+        ("--gamma=-inf", "--gamma must be finite, got -inf"),
+        ("--scales 1 nan", "--scales must be finite, got nan"),
+        ("--scales", "--scales and --step-counts take at least one value"),
+        ("--step-counts 5 0", "a number of steps is at least 1"),
+        ("--sampling-steps -1", "--sampling-steps must lie between 1 and 1000000, got -1"),
+        ("--corrector-steps 0", "--corrector-steps must lie between 1 and 1000000, got 0"),
+        ("--samples 0", "--samples must lie between 1 and 1000000, got 0"),
+        ("--label 11", "--label must be a digit from 0 to 9, got 11"),
+        ("--label -1", "--label must be a digit from 0 to 9, got -1"),
+        ("--seeds 1", "--seeds must be at least 2, got 1"),
+        ("--pair-seeds 1", "--pair-seeds must be at least 2, got 1"),
+        ("--subsets 1", "--subsets must be at least 2, got 1"),
+        ("--curve-seeds 0", "--curve-seeds must lie between 1 and 1000000, got 0"),
+        ("--seed 4294967296", "--seed must lie between 0 and 4294967295, got 4294967296"),
+        ("--preset paper", "digits has the presets ci, default; got 'paper'"),
+        ("--part first", "digits has no parts; drop --part"),
+        ("--from missing", "missing is no run: it holds no config.json"),
+        ("--resume missing", "missing is no run: it holds no config.json"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
+    code, out, err = command("digits", *argv.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert error in err
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def stored(folder):
+    """What a finished run says of itself, without its networks."""
+    (folder / "run").mkdir()
+    settings = Settings("digits", "ci", 0, Config(width=8)).to_json()
+    (folder / "run" / "config.json").write_text(json.dumps(settings))
+    (folder / "run" / "environment.json").write_text('{"finished": "2026-01-01T00:00:00Z"}')
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        ("--width 16", "--from run takes its networks as they are, but width is 8 in the run and 16 here"),
+        ("--steps 7", "steps is 8000 in the run and 7 here"),
+        ("--preset ci", "width is 8 in the run and 256 here"),
+    ],
+)
+def test_a_run_is_not_sampled_from_with_other_networks(command, folder, stored, argv, error):
+    code, out, err = command("digits", "--from", "run", "--sampler", "ddim", *argv.split())
+    assert (code, out) == (2, "")
+    assert error in err
+    assert err.count("\n") == 1
+    assert files(folder) == {"run/config.json", "run/environment.json"}
+
+
+def test_a_run_whose_networks_are_gone_exits_1_with_one_sentence(command, folder, stored):
+    code, out, err = command("digits", "--from", "run", "--sampler", "ddim")
+    assert (code, out) == (1, "")
+    assert "checkpoints/denoiser has no " in err
+    assert err.count("\n") == 1
+    assert files(folder) == {"run/config.json", "run/environment.json"}
+
+
+# A whole run.
+
+
+@pytest.mark.slow
+def test_a_run_leaves_every_file_and_a_row_of_every_claim(finished):
+    checkpoints = {f"checkpoints/{name}/{step}/manifest.json" for name in ("denoiser", "flow") for step in (1, 2)}
+    assert {name for name in files(finished) if not name.startswith("checkpoints/")} == {
+        *("config.json", "environment.json", "metrics.jsonl", "claims.json", "notes.json", "arrays.npz", "report.html"),
+        *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
+    }
+    assert checkpoints <= files(finished)
+    rows = json.loads((finished / "claims.json").read_text())
+    assert [row["id"] for row in rows] == [claim.id for claim in CLAIMS]
+    assert "not run" not in {row["verdict"] for row in rows}
+    page = (finished / "report.html").read_text()
+    assert page.count("<img ") == len(FIGURES)
+    assert 'src="http' not in page
+    assert str(finished) not in page
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_sampled_from_without_training(command, folder, finished):
+    before = {name: (finished / name).read_bytes() for name in files(finished)}
+    asked = ("--sampler", "pcg", "--gamma", "2", "--samples", "6", "--label", "3", "--out", "drawn")
+    code, out, err = command("digits", "--from", finished, *asked)
+    assert (code, err) == (0, "")
+    assert out.startswith("drawing with PCG: ")
+    assert "training the" not in out
+    assert files(folder / "drawn") == {
+        *("config.json", "environment.json", "claims.json", "notes.json", "arrays.npz", "report.html"),
+        *("figures/samples.png", "figures/samples.svg"),
+    }
+    with np.load(folder / "drawn" / "arrays.npz", allow_pickle=False) as arrays:
+        samples, labels = arrays["samples"], arrays["labels"]
+    assert samples.shape == (6, 8, 8)
+    assert np.abs(samples).max() <= 1.0
+    assert len(np.unique(samples.reshape(6, 64), axis=0)) == 6
+    assert labels.tolist() == [3] * 6
+    rows = json.loads((folder / "drawn" / "claims.json").read_text())
+    assert {row["id"]: row["verdict"] for row in rows} == {claim.id: "not run" for claim in CLAIMS}
+    assert {name: (finished / name).read_bytes() for name in files(finished)} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("denoiser", "12"),
+        ("flow", "12"),
+        ("flow", "2"),
+    ],
+)
+def test_a_run_with_truncated_checkpoints_exits_1_and_writes_nothing(command, folder, finished, name, steps):
+    shutil.copytree(finished, folder / "run")
+    for step in steps:
+        arrays = max((folder / "run" / "checkpoints" / name / step).rglob("d/*"), key=lambda path: path.stat().st_size)
+        arrays.write_bytes(arrays.read_bytes()[:-1])
+    code, out, err = command("digits", "--from", "run", "--sampler", "ddim", "--out", "drawn")
+    assert (code, out) == (1, "")
+    assert f"checkpoints/{name}" in err
+    assert "is not what was written" in err
+    assert "going back" not in err
+    assert err.count("\n") == 1
+    assert not (folder / "drawn").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_holds_the_networks_of_another_exits_1_and_writes_nothing(command, folder, finished):
+    shutil.copytree(finished, folder / "run")
+    settings = json.loads((folder / "run" / "config.json").read_text())
+    settings["config"]["width"] = 16
+    (folder / "run" / "config.json").write_text(json.dumps(settings))
+    code, out, err = command("digits", "--from", "run", "--sampler", "ddim", "--out", "drawn")
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1
+    assert not (folder / "drawn").exists()
