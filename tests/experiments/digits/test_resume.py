@@ -31,15 +31,17 @@ def wait_for(path, process, seconds=120):
 def test_a_run_that_is_killed_resumes_to_the_same_bits(spawn, folder):
     # Each in a process of its own: this one has eight devices, whose sums round otherwise.
     settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
-    killed = spawn("digits", *settings, "--sampler", "ddim", "--out", "killed")
+    # What the first has compiled, the others load.
+    cache = {"JAXGEN_COMPILATION_CACHE": "on", "XDG_CACHE_HOME": str(folder / "cache")}
+    killed = spawn("digits", *settings, "--sampler", "ddim", "--out", "killed", **cache)
     wait_for(folder / "killed" / "checkpoints" / "flow" / "500", killed)
     killed.kill()
     killed.wait()
     environment = (folder / "killed" / "environment.json").read_text()
     assert '"finished"' not in environment or '"finished": null' in environment
     runs = [
-        spawn("digits", "--resume", "killed"),
-        spawn("digits", *settings, "--sampler", "ddim", "--out", "whole"),
+        spawn("digits", "--resume", "killed", **cache),
+        spawn("digits", *settings, "--sampler", "ddim", "--out", "whole", **cache),
     ]
     for run in runs:
         error = run.communicate(timeout=120)[1]
