@@ -35,7 +35,8 @@ def pictures(session: "Session") -> None:
     def images(sampler: str, labels: np.ndarray, scale: float) -> np.ndarray:
         # Image i depends on (key, i) and its label alone: the figures share their noise.
         key = sampling_key(run.seed)
-        return draw(session.networks, sampler, labels, key, scale=scale, steps=config.sampling_steps)
+        settings = {"scale": scale, "steps": config.sampling_steps, "corrector_steps": config.corrector_steps}
+        return draw(session.networks, sampler, labels, key, **settings)
 
     real = np.stack([digits.train[digits.train_labels == label][:10] for label in range(10)])
     _grid(run, "real", real, "Training images", "real handwritten digits, ten of each, from scikit-learn")
@@ -71,7 +72,8 @@ def _filmstrips(session: "Session") -> None:
     frames = np.unique(np.linspace(0, steps - 1, _FILM_FRAMES).round().astype(int))
     strips, labels = [], []
     for sampler, title in TITLES.items():
-        shown = film(session.networks, sampler, np.array([3]), sampling_key(run.seed), scale=1.5, steps=steps)
+        settings = {"scale": 1.5, "steps": steps, "corrector_steps": session.config.corrector_steps}
+        shown = film(session.networks, sampler, np.array([3]), sampling_key(run.seed), **settings)
         noisy = shown.x[0, frames + 1]
         strips += [noisy / np.abs(noisy).max((1, 2), keepdims=True), np.clip(shown.x0[0, frames], -1.0, 1.0)]
         labels += [f"{title}: x", "clean image"]

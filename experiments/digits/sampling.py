@@ -1,6 +1,6 @@
 """The samplers of this experiment by name, and how a run draws with them."""
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -43,8 +43,8 @@ def draw(
     *,
     scale: float,
     steps: int,
-    corrector_steps: int = 1,
-    on_block: Any = None,
+    corrector_steps: int,
+    on_block: Callable[[int], None] | None = None,
 ) -> Float[np.ndarray, "*batch 64"]:
     """Draw an image of 64 pixels for each label with the sampler of that name."""
     network, method = _choose(networks, sampler, corrector_steps)
@@ -62,10 +62,28 @@ def draw(
     return images.reshape(*labels.shape, data.SIDE**2)
 
 
-def film(networks: Networks, sampler: str, labels: Int[np.ndarray, " count"], key: PRNGKey, **settings: Any) -> Film:
-    """Draw images and how they emerged; settings are `scale` and `steps`."""
-    network, method = _choose(networks, sampler, 1)
-    return film_images(*network, labels, key, method=method, mesh=networks.mesh, block_size=len(labels), **settings)
+def film(
+    networks: Networks,
+    sampler: str,
+    labels: Int[np.ndarray, " count"],
+    key: PRNGKey,
+    *,
+    scale: float,
+    steps: int,
+    corrector_steps: int,
+) -> Film:
+    """Draw images as `draw` does, and keep how they emerged."""
+    network, method = _choose(networks, sampler, corrector_steps)
+    return film_images(
+        *network,
+        labels,
+        key,
+        method=method,
+        scale=scale,
+        steps=steps,
+        block_size=len(labels),
+        mesh=networks.mesh,
+    )
 
 
 def _choose(networks: Networks, sampler: str, corrector_steps: int) -> tuple[Trained, Method]:
