@@ -1,4 +1,3 @@
-import importlib.machinery
 import importlib.util
 import subprocess
 from pathlib import Path
@@ -10,9 +9,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def ci():
-    loader = importlib.machinery.SourceFileLoader("ci_run", str(ROOT / ".ci" / "run"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("ci_run", loader))
-    loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location("ci_check", ROOT / ".ci" / "check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 
@@ -64,6 +63,14 @@ def test_an_unknown_room_is_refused_before_anything_is_installed(ci, capsys):
     assert err.startswith("error: there is no room 'kitchen'; the rooms are ")
     assert "statistics" in err
     assert "digits" in err
+
+
+@pytest.mark.parametrize("started", [[], ["bash"], ["sh"]], ids=["itself", "bash", "sh"])
+def test_the_run_starts_from_any_folder_by_itself_or_through_a_shell(tmp_path, started):
+    command = [*started, str(ROOT / ".ci" / "run"), "--only", "kitchen"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: there is no room 'kitchen'")
 
 
 def test_the_first_failing_stage_ends_the_run_with_its_code(ci, tmp_path):
