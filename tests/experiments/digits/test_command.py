@@ -108,7 +108,7 @@ def stored(folder):
     [
         ("--width 16", "--from run takes its networks as they are, but width is 8 in the run and 16 here"),
         ("--steps 7", "steps is 8000 in the run and 7 here"),
-        ("--preset ci", "width is 8 in the run and 256 here"),
+        ("--preset ci", "width is 8 in the run and 128 here"),
     ],
 )
 def test_a_run_is_not_sampled_from_with_other_networks(command, folder, stored, argv, error):
