@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+# What an experiment at ci and a notebook may take on 2 free cores. A busy machine is slower, so a stage that takes
+# longer is warned of, and only one that takes more than SLACK times as long fails.
 EXPERIMENT_SECONDS, NOTEBOOK_SECONDS = 75, 45
+SLACK = 2
 # The experiments that have a `ci` preset, found as the command finds them.
 LIST_EXPERIMENTS = """
 from experiments import packages
@@ -27,7 +30,7 @@ for name in packages.names():
 
 
 class Stage(NamedTuple):
-    """One command: it fails by its exit code, or by taking more than `limit` seconds."""
+    """One command: it fails by its exit code, or by taking far more than `limit` seconds."""
 
     name: str
     command: str
@@ -134,11 +137,13 @@ def notebook_stages(notebook: Path, inside: str, work: Path) -> list[Stage]:
     copy = work / "notebooks" / notebook.name
     # nbmake takes its own options only: those of the project are for tests.
     run = f'pytest --nbmake --nbmake-kernel=python3 -o addopts= -p no:cacheprovider -c /dev/null "{copy}"'
+    # Without the metadata: only one of the two files carries some of it, and the version of jupytext among it.
+    plain = "jupytext --quiet --to py:percent --opt notebook_metadata_filter=-all --output -"
     return [
         Stage(
             f"notebook {notebook.stem}: pair",
-            f'{inside} && jupytext --to py:percent --output - "{notebook}" | '
-            f'diff - "{notebook.with_suffix(".py")}" && echo "the notebook and its script agree"',
+            f'{inside} && diff <({plain} "{notebook}") <({plain} "{notebook.with_suffix(".py")}") && '
+            f'test -n "$({plain} "{notebook}")" && echo "the notebook and its script agree"',
         ),
         Stage(
             f"notebook {notebook.stem}",
@@ -191,7 +196,10 @@ def perform(todo: list[Stage], work: Path, times: list[tuple[str, float]]) -> No
         if code:
             raise StageFailedError(f"{stage.name} ended with exit code {code}", code)
         if stage.limit is not None and seconds > stage.limit:
-            raise StageFailedError(f"{stage.name} took {seconds:.0f} s, at most {stage.limit:.0f} s are allowed")
+            late = f"{stage.name} took {seconds:.0f} s, at most {stage.limit:.0f} s are allowed on 2 free cores"
+            if seconds > SLACK * stage.limit:
+                raise StageFailedError(late)
+            print(f"warning: {late}", file=sys.stderr, flush=True)
 
 
 def changes(root: Path) -> set[str]:

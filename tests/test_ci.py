@@ -1,5 +1,7 @@
 import importlib.util
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,9 @@ def test_the_first_failing_stage_ends_the_run_with_its_code(ci, tmp_path):
     assert [name for name, _ in times] == ["first", "second"]
 
 
-def test_a_stage_that_takes_too_long_fails(ci, tmp_path):
+def test_a_stage_that_takes_too_long_is_named_and_one_that_takes_far_too_long_fails(ci, tmp_path, capsys):
+    ci.perform([ci.Stage("late", "sleep 1", 0.9)], tmp_path, [])
+    assert "warning: late took 1 s, at most 1 s are allowed" in capsys.readouterr().err
     with pytest.raises(ci.StageFailedError, match="slow took 0 s, at most 0 s are allowed"):
         ci.perform([ci.Stage("slow", "sleep 0.1", 0.01)], tmp_path, [])
 
@@ -89,6 +93,17 @@ def test_a_stage_that_takes_too_long_fails(ci, tmp_path):
 def test_a_failing_command_in_front_of_a_pipe_is_seen(ci, tmp_path):
     with pytest.raises(ci.StageFailedError):
         ci.perform([ci.Stage("pipe", "false | true")], tmp_path, [])
+
+
+def test_a_notebook_that_differs_from_its_script_is_seen(ci, tmp_path):
+    for ending in ("ipynb", "py"):
+        shutil.copy(ROOT / "notebooks" / f"digits.{ending}", tmp_path)
+    pair, _ = ci.notebook_stages(tmp_path / "digits.ipynb", ci.activated(Path(sys.prefix)), tmp_path)
+    ci.perform([pair], tmp_path, [])
+    script = tmp_path / "digits.py"
+    script.write_text(script.read_text() + "\n# %%\n1 + 1\n")
+    with pytest.raises(ci.StageFailedError, match="notebook digits: pair ended with exit code 1"):
+        ci.perform([pair], tmp_path, [])
 
 
 def test_files_left_in_the_checkout_are_seen(ci, tmp_path):
