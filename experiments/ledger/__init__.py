@@ -39,9 +39,9 @@ def main(argv: Sequence[str], *, root: Path = ROOT) -> int:
 def _ledger(options: "Options", root: Path) -> int:
     from experiments.ledger import check, keep, render, runs
 
+    found, skipped = runs.finished_runs(options.runs)
     if options.keep:
         print(f"kept in {keep.keep(options.keep, root)}")
-    found, skipped = runs.finished_runs(options.runs)
     papers = runs.join(found + runs.kept_runs(root), root)
     if skipped:
         print(f"left out, not finished: {', '.join(map(str, skipped))}")

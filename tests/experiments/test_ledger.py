@@ -313,6 +313,13 @@ def test_keep_refuses_an_unfinished_run_and_an_unknown_experiment(root, tmp_path
     assert not (root / "experiments/toy/results").exists()
 
 
+def test_nothing_is_kept_where_the_folder_of_runs_is_missing(root, tmp_path, capsys):
+    path = write_run(tmp_path / "a", [row("A1")])
+    assert ledger.main([str(tmp_path / "missing"), "--keep", str(path)], root=root) == 2
+    assert "missing is not a folder" in capsys.readouterr().err
+    assert not (root / "experiments/toy/results").exists()
+
+
 def test_a_failed_keep_leaves_the_older_results(root, tmp_path, monkeypatch):
     keep.keep(write_run(tmp_path / "a", [row("A1")]), root)
     newer = write_run(tmp_path / "b", [row("A1", REFUTED)])
