@@ -42,15 +42,19 @@ def subset(digits: Digits, seed: int) -> Int[np.ndarray, " count"]:
     return np.random.default_rng(seed).permutation(len(digits.train))[: len(digits.held_out)]
 
 
+def class_gaussian(digits: Digits, label: int) -> tuple[Float[np.ndarray, " 64"], Float[np.ndarray, "64 64"]]:
+    """Return mean and covariance of the training images of a digit, shrunk by 5 % towards a multiple of 1; float64."""
+    members = digits.train[digits.train_labels == label].astype(np.float64)
+    covariance = np.cov(members.T)
+    spherical = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    return members.mean(axis=0), (1 - _SHRINKAGE) * covariance + _SHRINKAGE * spherical
+
+
 def gaussian_samples(digits: Digits, labels: Int[np.ndarray, " count"], seed: int) -> Float[np.ndarray, "count 64"]:
-    """Draw each label's image from the Gaussian of its class, covariance shrunk by 5 % towards a multiple of 1."""
+    """Draw each label's image from the Gaussian of its class."""
     random = np.random.default_rng(seed)
     images = np.empty((len(labels), digits.train.shape[1]), np.float32)
     for label in np.unique(labels):
-        members = digits.train[digits.train_labels == label].astype(np.float64)
-        covariance = np.cov(members.T)
-        spherical = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-        covariance = (1 - _SHRINKAGE) * covariance + _SHRINKAGE * spherical
         rows = labels == label
-        images[rows] = random.multivariate_normal(members.mean(axis=0), covariance, int(rows.sum()))
+        images[rows] = random.multivariate_normal(*class_gaussian(digits, label), int(rows.sum()))
     return images

@@ -1,5 +1,6 @@
 """The two networks of a run: trained here, resumed, or taken from the run that `--from` names."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +41,8 @@ class Networks(NamedTuple):
     mesh: Mesh
 
 
-def check(config: Any, run: RunDirectory) -> None:
-    """Refuse sizes that no network or recipe has, and a run whose networks were trained otherwise.
+def check(config: Any, run: RunDirectory, names: Iterable[str] = tuple(OBJECTIVES)) -> None:
+    """Refuse sizes that no network or recipe has, and a run whose networks of these names were trained otherwise.
 
     Raises:
         ValueError: names the field and the mend.
@@ -49,7 +50,7 @@ def check(config: Any, run: RunDirectory) -> None:
     """
     _model(config)
     _recipe(config)
-    shares = _mesh(run).shape.get("data", 1)
+    shares = mesh_of(run).shape.get("data", 1)
     if config.batch_size % shares:
         raise ValueError(f"--batch-size {config.batch_size} does not divide over {shares} devices; choose a multiple")
     if run.source is not None:
@@ -57,7 +58,7 @@ def check(config: Any, run: RunDirectory) -> None:
         trained, asked = ({name: of.get(name) for name in _NETWORK + _RECIPE} for of in (stored, vars(config)))
         if found := configuration.differences(trained, asked):
             raise ValueError(f"--from {run.source} takes its networks as they are, but {'; '.join(found)}")
-        for name in OBJECTIVES:
+        for name in names:
             made = read_config(run.source / "checkpoints" / name, step=config.steps)
             if found := configuration.differences({field: made.get(field) for field in asked}, asked):
                 raise CheckpointError(f"{run.source} holds the {name} of another run: {'; '.join(found)}")
@@ -69,15 +70,22 @@ def obtain(config: Any, run: RunDirectory) -> Networks:
     Raises:
         Interrupted: a signal came; the state is saved.
     """
-    mesh = _mesh(run)
+    return Networks(obtain_one(config, run, "denoiser"), obtain_one(config, run, "flow"), mesh_of(run))
+
+
+def obtain_one(config: Any, run: RunDirectory, name: str) -> Trained:
+    """Train the network of that name, `denoiser` or `flow`, or read that of the run that `--from` names.
+
+    Raises:
+        Interrupted: a signal came; the state is saved.
+    """
     if run.source is not None:
-        folder = run.source / "checkpoints"
-        return Networks(_restored(config, folder, "denoiser"), _restored(config, folder, "flow"), mesh)
+        return _restored(config, run.source / "checkpoints", name)
     digits = data.load()
     images = digits.train.reshape(-1, data.SIDE, data.SIDE)
-    denoiser_key, flow_key = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 0))
-    denoiser = _train(config, run, mesh, "denoiser", images, digits.train_labels, denoiser_key)
-    return Networks(denoiser, _train(config, run, mesh, "flow", images, digits.train_labels, flow_key), mesh)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 0))
+    key = keys[list(OBJECTIVES).index(name)]
+    return _train(config, run, mesh_of(run), name, images, digits.train_labels, key)
 
 
 def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels, key) -> Trained:
@@ -130,5 +138,6 @@ def _recipe(config: Any) -> Recipe:
     return Recipe(**{name: getattr(config, name) for name in _RECIPE})
 
 
-def _mesh(run: RunDirectory) -> Mesh:
+def mesh_of(run: RunDirectory) -> Mesh:
+    """Return the mesh that `--mesh` asks for, by default all devices along `data`."""
     return make_mesh(run.mesh or {"data": jax.device_count()})

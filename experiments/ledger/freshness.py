@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def freshness(commit: str | None, dirty: bool, *, package: str, root: Path) -> str:
-    """Compare the files of an experiment, and of the rooms that it uses, with a commit.
+    """Compare the files of an experiment, and of the rooms and experiments that it uses, with a commit.
 
     Args:
         commit: The commit at which the row was measured.
@@ -21,9 +21,10 @@ def freshness(commit: str | None, dirty: bool, *, package: str, root: Path) -> s
     """
     if dirty or not commit or not re.fullmatch(r"[0-9a-f]{7,64}", commit):
         return "unknown"
-    folder = f"experiments/{package}"
-    paths = [folder, *sorted(f"jaxgen/{name}" for name in used_rooms(root / folder, root))]
-    paths.append(f":(exclude){folder}/results")
+    folder = root / "experiments" / package
+    used = [folder, *sorted(used_packages(folder, root))]
+    names = [str(path.relative_to(root)) for path in used]
+    paths = [*names, *(f":(exclude){name}/results" for name in names if name.startswith("experiments/"))]
     differing = _git(root, "diff", "--name-only", commit, "--", *paths)
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", "--", *paths)
     if differing is None or untracked is None:
@@ -31,25 +32,28 @@ def freshness(commit: str | None, dirty: bool, *, package: str, root: Path) -> s
     return "stale" if differing or untracked else "current"
 
 
-def used_rooms(folder: Path, root: Path) -> set[str]:
-    """Find what a package imports from jaxgen, directly or through another room.
+def used_packages(folder: Path, root: Path) -> set[Path]:
+    """Find the rooms of jaxgen and the other experiments that a package imports, directly or through one of them.
+
+    What every experiment shares (`experiments.claims` and its like) is left out.
 
     Returns:
-        Names below `jaxgen/`: of a folder, or of a module with its ending.
+        Folders or modules below `root`.
     """
-    rooms: set[str] = set()
+    found: set[Path] = set()
     waiting = [folder]
     while waiting:
-        for name in _imported(waiting.pop()):
-            path = next((p for p in (root / "jaxgen" / name, root / "jaxgen" / f"{name}.py") if p.exists()), None)
-            if path and path.name not in rooms:
-                rooms.add(path.name)
+        for top, name in _imported(waiting.pop()):
+            places = [root / top / name, root / top / f"{name}.py"][: 2 if top == "jaxgen" else 1]
+            path = next((place for place in places if place.exists()), folder)
+            if path != folder and path not in found:
+                found.add(path)
                 waiting.append(path)
-    return rooms
+    return found
 
 
-def _imported(path: Path) -> set[str]:
-    """Name the rooms that the Python files at `path` import."""
+def _imported(path: Path) -> set[tuple[str, str]]:
+    """Name what the Python files at `path` import from jaxgen and experiments, one level below these."""
     names: set[str] = set()
     for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
@@ -57,7 +61,10 @@ def _imported(path: Path) -> set[str]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("jaxgen.")}
+    parts = [name.split(".") for name in names]
+    return {
+        (top, name) for top, name, *_ in (part for part in parts if len(part) > 1) if top in ("jaxgen", "experiments")
+    }
 
 
 def _git(root: Path, *arguments: str) -> str | None:

@@ -341,7 +341,15 @@ def test_kept_results_in_the_wrong_folder_are_refused(root, tmp_path):
 
 
 def test_a_package_uses_the_rooms_that_it_imports_directly_or_through_others(root):
-    assert freshness.used_rooms(root / "experiments/toy", root) == {"pipelines", "statistics", "typing.py"}
+    used = freshness.used_packages(root / "experiments/toy", root)
+    assert used == {root / "jaxgen" / name for name in ("pipelines", "statistics", "typing.py")}
+
+
+def test_a_package_uses_the_experiments_that_it_imports_and_their_rooms(root):
+    (root / "experiments/second").mkdir()
+    (root / "experiments/second/__init__.py").write_text("from experiments.toy import CLAIMS\n")
+    used = freshness.used_packages(root / "experiments/second", root)
+    assert used == {root / "experiments/toy"} | freshness.used_packages(root / "experiments/toy", root)
 
 
 @pytest.mark.parametrize(
