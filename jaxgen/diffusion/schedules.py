@@ -128,3 +128,16 @@ def rates(schedule: Schedule, t: Times) -> tuple[Times, Times]:
     """
     t = jnp.asarray(t)
     return jax.jvp(lambda t: (schedule.alpha(t), schedule.sigma(t)), (t,), (jnp.ones_like(t),))[1]
+
+
+def drift_and_diffusion(schedule: Schedule, t: Times) -> tuple[Times, Times]:
+    """Return f = alpha' / alpha and g^2 = d sigma^2 / dt - 2 f sigma^2 of dx = f x dt + g dw, of the shape of `t`.
+
+    Not a number where a slope of the path is infinite, as for a variance-preserving sigma at t = 0, and at alpha = 0.
+
+    Source: Song et al. 2021, eq. 5; Karras et al. 2022, appendix B.
+    """
+    alpha_rate, sigma_rate = rates(schedule, t)
+    sigma = schedule.sigma(t)
+    drift = alpha_rate / schedule.alpha(t)
+    return drift, 2.0 * sigma * (sigma_rate - drift * sigma)

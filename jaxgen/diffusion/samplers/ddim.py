@@ -39,18 +39,3 @@ def ddim(model: Denoiser, eta: Scalar = 0.0) -> Sampler:
         return Markov(corrupt(predicted.x0, noise, next), memory), predicted
 
     return Sampler(lambda x: Markov(x, model.init(x)), step)
-
-
-def ddim_inversion(model: Denoiser) -> Sampler:
-    """Encode a sample as noise: DDIM run backwards on a rising grid (Song et al. 2021, section 4.3).
-
-    The sample is still at `now` while the network is told the time of `next`, the pairing under which DDIM on the
-    reversed grid retraces the step to first order.
-    """
-
-    def step(key: PRNGKey, state: Markov, now: Level, next: Level) -> tuple[Markov, Prediction]:
-        del key
-        predicted, memory = model.apply(state.memory, state.x, Level(next.time, now.alpha, now.sigma))
-        return Markov(corrupt(predicted.x0, predicted.noise, next), memory), predicted
-
-    return Sampler(lambda x: Markov(x, model.init(x)), step)

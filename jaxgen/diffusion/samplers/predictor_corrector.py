@@ -9,7 +9,7 @@ from jaxgen.diffusion.denoisers import Denoiser
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.samplers.base import Sampler, State
 from jaxgen.diffusion.samplers.ddim import ddim
-from jaxgen.diffusion.samplers.langevin import StepSize, langevin, path_step_size
+from jaxgen.diffusion.samplers.langevin import ChooseLevel, StepSize, at_next, langevin, path_step_size
 from jaxgen.typing import PRNGKey, Sample
 
 
@@ -45,7 +45,9 @@ def pcg(
     guided: Denoiser,
     num_steps: int = 1,
     *,
+    predictor: Callable[[Denoiser], Sampler] = ddim,
     step_size: StepSize = path_step_size,
+    evaluate_at: ChooseLevel = at_next,
     clean_score: Callable[[Sample], Sample] | None = None,
 ) -> Sampler:
     """Sample by predictor-corrector guidance (Bradley & Nakkiran 2024, algorithm 1).
@@ -58,12 +60,13 @@ def pcg(
         conditional: denoiser of p(x | c).
         guided: denoiser under guidance, for example `denoiser(classifier_free(predict, label, null, scale))`.
         num_steps: Langevin steps K; 0 is DDIM of the conditional.
+        predictor: builds the predictor of the conditional; the paper's own theory takes Euler steps in time.
         step_size: as in `langevin`; the default is infinite on a grid that starts at alpha = 0.
+        evaluate_at: as in `langevin`: whether the corrector works at the new level or at the old one.
         clean_score: score of the guided law at sigma = 0; without it no correction is made there.
 
     Raises:
         ValueError: if `num_steps` is negative or not an integer.
     """
-    return predictor_corrector(
-        ddim(conditional), langevin(guided, num_steps, step_size=step_size, clean_score=clean_score)
-    )
+    corrector = langevin(guided, num_steps, step_size=step_size, evaluate_at=evaluate_at, clean_score=clean_score)
+    return predictor_corrector(predictor(conditional), corrector)
