@@ -166,8 +166,9 @@ def _mixture(
         raise ValueError(f"labels need one entry for each of the {len(means)} components, got shape {classes.shape}")
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights)
-    arrays = (log_weights, means, eigenvalues, eigenvectors, floor)
-    return GaussianMixture(*(None if array is None else jnp.asarray(array) for array in arrays), jnp.asarray(classes))
+    log_weights, means, eigenvalues, labels = map(jnp.asarray, (log_weights, means, eigenvalues, classes))
+    axes, rest = (None if array is None else jnp.asarray(array) for array in (eigenvectors, floor))
+    return GaussianMixture(log_weights, means, eigenvalues, axes, rest, labels)
 
 
 def condition(mixture: GaussianMixture, label: int | Int[ArrayLike, ""]) -> GaussianMixture:
@@ -278,7 +279,7 @@ def predict_exactly(mixture: GaussianMixture, x: Float[Array, " D"], level: Leve
     """Return E[x0 | x] and E[noise | x], by posterior means that divide by neither alpha nor sigma."""
     offset, whitened, log_joint = _at_level(mixture, x, level)
     weights = jax.nn.softmax(log_joint)
-    shifts = _spectral(mixture, offset, lambda clean: level.alpha * clean / _variances(clean, level))
+    shifts = _spectral(mixture, offset, lambda clean: jnp.asarray(level.alpha * clean / _variances(clean, level)))
     return Prediction(weights @ (mixture.means + shifts), jnp.asarray(level.sigma * (weights @ whitened)))
 
 

@@ -17,10 +17,12 @@ from jaxgen.statistics.confidence import (
     welch,
 )
 from jaxgen.statistics.frechet import Moments, frechet_distance, sample_moments, unbiased_frechet_distance
-from jaxgen.statistics.kernel import Kernel, polynomial_kernel, unbiased_mmd2
+from jaxgen.statistics.kernel import Kernel, median_bandwidth, polynomial_kernel, rbf_kernel, unbiased_mmd2
+from jaxgen.statistics.permutation import PermutationTest, mmd_permutation_test
 from jaxgen.statistics.power import binomial_power, normal_power, t_power, tost_power
 from jaxgen.statistics.precision_recall import PrecisionRecall, precision_recall
 from jaxgen.statistics.resampling import bootstrap_difference, bootstrap_mean, group_permutations, sign_flips
+from jaxgen.statistics.sliced_wasserstein import sliced_wasserstein2
 from jaxgen.statistics.two_sample import (
     classifier_accuracy,
     mean_nearest_neighbor_distance,
@@ -31,6 +33,7 @@ __all__ = [
     "Confidence",
     "Kernel",
     "Moments",
+    "PermutationTest",
     "PrecisionRecall",
     "binomial_power",
     "bootstrap_difference",
@@ -43,12 +46,16 @@ __all__ = [
     "group_permutations",
     "log_log_slopes",
     "mean_nearest_neighbor_distance",
+    "median_bandwidth",
+    "mmd_permutation_test",
     "nearest_neighbor_accuracy",
     "normal_power",
     "polynomial_kernel",
     "precision_recall",
+    "rbf_kernel",
     "sample_moments",
     "sign_flips",
+    "sliced_wasserstein2",
     "t_mean",
     "t_power",
     "t_regression",

@@ -1,14 +1,16 @@
 """Maximum mean discrepancy: how far apart two laws are in the mean of a kernel's features."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from jaxgen.statistics.samples import check_samples
+from jaxgen.statistics.samples import check_samples, squared_distances
 from jaxgen.typing import ArrayLike
 
 Kernel: TypeAlias = Callable[[Float[Array, " dim"], Float[Array, " dim"]], Float[Array, ""]]
@@ -31,6 +33,39 @@ def polynomial_kernel(*, degree: int = 3, offset: float = 1.0) -> Kernel:
         return (jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST) / a.size + offset) ** degree
 
     return kernel
+
+
+def rbf_kernel(bandwidth: float) -> Kernel:
+    r"""Build $k(a, b) = \exp(-|a - b|^2 / 2 s^2)$ with the bandwidth s, in units of the samples.
+
+    Raises:
+        ValueError: `bandwidth` is not positive and finite.
+    """
+    if not 0 < bandwidth < math.inf:
+        raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
+
+    def kernel(a: Float[Array, " dim"], b: Float[Array, " dim"]) -> Float[Array, ""]:
+        return jnp.exp(-0.5 * jnp.sum((a - b) ** 2) / bandwidth**2)
+
+    return kernel
+
+
+def median_bandwidth(samples: Float[ArrayLike, "count dim"]) -> Float[Array, ""]:
+    """Choose the bandwidth s of `rbf_kernel` by s^2 = half the median squared distance between distinct samples.
+
+    The heuristic of Gretton et al. 2012 (section 8), under which the kernel of a typical pair is 1 / e.
+
+    Raises:
+        ValueError: there are fewer than 2 samples, or half of all pairs coincide.
+    """
+    check_samples(samples, minimum=2)
+    points = jnp.asarray(samples)
+    pairs = jnp.triu_indices(len(points), 1)
+    squared = jax.lax.map(lambda point: squared_distances(point, points), points)[pairs]
+    bandwidth = jnp.sqrt(0.5 * jnp.median(squared))
+    if not isinstance(bandwidth, Tracer) and not float(bandwidth) > 0:
+        raise ValueError("half of all pairs of samples coincide: their median distance 0 is no bandwidth, choose one")
+    return bandwidth
 
 
 @partial(jax.jit, static_argnames=("kernel", "block"))

@@ -5,6 +5,7 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from jaxgen.diffusion.denoisers import Denoiser
@@ -49,7 +50,7 @@ def fixed_step_size(epsilon: Scalar) -> StepSize:
     Raises:
         ValueError: if `epsilon` is known and not positive and finite.
     """
-    if not isinstance(epsilon, jax.core.Tracer) and not 0.0 < float(epsilon) < float("inf"):
+    if not isinstance(epsilon, Tracer) and not 0.0 < float(epsilon) < float("inf"):
         raise ValueError(f"a step size must be positive and finite, got {epsilon}")
     return lambda now, next: jnp.asarray(epsilon)
 
@@ -63,7 +64,7 @@ def signal_to_noise(ratio: Scalar = 0.16) -> Adaptation:
     Raises:
         ValueError: if `ratio` is known and not positive and finite.
     """
-    if not isinstance(ratio, jax.core.Tracer) and not 0.0 < float(ratio) < float("inf"):
+    if not isinstance(ratio, Tracer) and not 0.0 < float(ratio) < float("inf"):
         raise ValueError(f"a signal-to-noise ratio must be positive and finite, got {ratio}")
 
     def adapt(epsilon: Scalar, score: Sample, noise: Sample) -> Scalar:

@@ -1,0 +1,66 @@
+"""Adaptive projected guidance: a clipped, projected and inert difference of the predictions."""
+
+import math
+
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.guidance.classifier_free import PredictPair, check_scale
+from jaxgen.diffusion.levels import Level
+from jaxgen.diffusion.predictions import Prediction, from_x0
+from jaxgen.typing import Sample, Scalar
+
+
+def projected_guidance(
+    pair: PredictPair,
+    scale: Scalar,
+    *,
+    parallel: Scalar = 0.0,
+    norm_threshold: Scalar = math.inf,
+    momentum: Scalar = 0.0,
+) -> Denoiser:
+    """Guide by the part of the difference that is orthogonal to the conditional prediction (Sadat et al. 2024, APG).
+
+    With the predicted clean samples c and u: d = c - u + momentum m, where m is the d of the step before (of this
+    sample alone); d is shortened to the threshold, split along c, and x0 = c + (scale - 1) (d_orthogonal + parallel
+    d_parallel). At momentum 0, parallel 1 and an infinite threshold it is classifier-free guidance.
+
+    Args:
+        pair: the predictions with and without the condition.
+        scale: guidance scale.
+        parallel: eta, the share of the parallel part that is kept.
+        norm_threshold: r, the largest norm of the difference, in units of the data over the whole sample.
+        momentum: beta, negative to push away from the direction of the step before.
+
+    Returns:
+        A denoiser whose memory is m. All numbers may be traced.
+
+    Raises:
+        ValueError: if a number is known and not finite, or the threshold is known and not positive.
+    """
+    check_scale(scale)
+    for name, value in (("parallel", parallel), ("momentum", momentum)):
+        if not isinstance(value, Tracer) and not math.isfinite(float(value)):
+            raise ValueError(f"{name} of projected guidance must be finite, got {value}")
+    if not isinstance(norm_threshold, Tracer) and not float(norm_threshold) > 0:
+        raise ValueError(f"norm_threshold must be positive, got {norm_threshold}; infinity clips nothing")
+
+    def apply(memory: Sample, x: Sample, level: Level) -> tuple[Prediction, Sample]:
+        conditional, unconditional = pair(x, level)
+        difference = conditional.x0 - unconditional.x0 + momentum * memory
+        length = jnp.sqrt(_positive(jnp.sum(difference**2)))
+        clipped = difference * jnp.minimum(1.0, norm_threshold / length)
+        along = jnp.sum(clipped * conditional.x0) / _positive(jnp.sum(conditional.x0**2)) * conditional.x0
+        x0 = conditional.x0 + (scale - 1.0) * (clipped - along + parallel * along)
+        # At sigma = 0 nothing can be read off x; the conditional noise is what guidance leaves there.
+        noisy = jnp.asarray(level.sigma) > 0
+        read = from_x0(x, level._replace(sigma=jnp.where(noisy, level.sigma, 1.0)), x0)
+        return Prediction(x0, jnp.where(noisy, read.noise, conditional.noise)), difference
+
+    return Denoiser(jnp.zeros_like, apply)
+
+
+def _positive(squared: Scalar) -> Scalar:
+    squared = jnp.asarray(squared)
+    return jnp.maximum(squared, jnp.finfo(squared.dtype).tiny)
