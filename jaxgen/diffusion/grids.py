@@ -8,7 +8,12 @@ from jaxgen.diffusion.schedules import Schedule, level_at
 from jaxgen.typing import ArrayLike
 
 
-def _check_steps(steps: int) -> None:
+def check_steps(steps: int) -> None:
+    """Refuse a number of steps that is not a positive integer.
+
+    Raises:
+        ValueError: names the value.
+    """
     if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
 
@@ -19,20 +24,103 @@ def _check_times(times: np.ndarray) -> None:
         raise ValueError(f"times must lie in [0, 1], got {outside[0]:g}; rescale the schedule's time to this range")
 
 
-def uniform_grid(schedule: Schedule, steps: int, *, start: float = 1.0, stop: float = 0.0) -> Level:
+def uniform_grid(schedule: Schedule, steps: int, *, start: float = 1.0, stop: float = 0.0, shift: float = 1.0) -> Level:
     """Build a grid of equal time steps from `start` to `stop`: leaves `[steps + 1]`, float64.
 
-    `start < stop` gives a rising grid, for inversion.
+    `start < stop` gives a rising grid, for inversion. `shift` puts every time through `shift_times`.
 
     Raises:
-        ValueError: if `steps` is below 1, a time lies outside [0, 1], or the grid is not strictly monotone.
+        ValueError: if `steps` is below 1, a time lies outside [0, 1], `shift` is not positive, or the grid is not
+            strictly monotone.
 
     >>> from jaxgen.diffusion import Cosine
     >>> uniform_grid(Cosine(), 2).sigma.round(4).tolist()
     [1.0, 0.7071, 0.0]
     """
-    _check_steps(steps)
-    return time_grid(schedule, np.linspace(start, stop, steps + 1))
+    check_steps(steps)
+    return time_grid(schedule, shift_times(np.linspace(start, stop, steps + 1), shift))
+
+
+def shift_times(times: ArrayLike | list | float, shift: float) -> np.ndarray:
+    """Move times towards the noise: k t / (1 + (k - 1) t) (Esser et al. 2024, eq. 23), float64 of the same shape.
+
+    A grid is shifted, and not its path: the network goes on being told the time at which it was trained.
+
+    Args:
+        times: in [0, 1].
+        shift: k; 1 moves nothing, above 1 spends more steps on noise. On a rectified flow sigma / alpha grows by k.
+
+    Raises:
+        ValueError: if `shift` is not positive and finite.
+    """
+    if not 0.0 < shift < np.inf:
+        raise ValueError(f"a shift of times must be positive and finite, got {shift}; 1 moves nothing")
+    times = np.asarray(times, np.float64)
+    return shift * times / (1.0 + (shift - 1.0) * times)
+
+
+def time_at_ratio(schedule: Schedule, ratios: ArrayLike | list) -> np.ndarray:
+    """Find the times at which sigma / alpha has the given values, by bisection: float64 of the same shape.
+
+    Args:
+        schedule: a path whose sigma / alpha rises with time.
+        ratios: non-negative; infinity is where alpha = 0.
+
+    Raises:
+        ValueError: if a ratio lies outside the path's.
+    """
+    wanted = np.arctan(np.asarray(ratios, np.float64))
+
+    def angle(times: np.ndarray) -> np.ndarray:
+        return np.arctan2(schedule.sigma(times), schedule.alpha(times) * np.ones_like(times))
+
+    ends = angle(np.array([0.0, 1.0]))
+    outside = wanted[~((wanted >= ends[0]) & (wanted <= ends[1]))]
+    if outside.size:
+        raise ValueError(
+            f"sigma / alpha of this path lies between {np.tan(ends[0]):g} and {np.tan(ends[1]):g}, got "
+            f"{np.tan(outside.flat[0]):g}; choose ratios inside"
+        )
+    low, high = np.zeros_like(wanted), np.ones_like(wanted)
+    # Bits of a time of 1e-10 are found as surely as those of one near 1.
+    for _ in range(120):
+        middle = 0.5 * (low + high)
+        above = angle(middle) >= wanted
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return np.where(wanted <= ends[0], 0.0, high)
+
+
+def ratio_grid(schedule: Schedule, ratios: ArrayLike | list) -> Level:
+    """Build the grid of `schedule` whose levels have the given sigma / alpha, `[steps + 1]`, float64.
+
+    Grids of several paths at the same ratios are one for every sampler that works on x / alpha.
+
+    Raises:
+        ValueError: if a ratio lies outside the path's, or the grid is not strictly monotone.
+
+    >>> from jaxgen.diffusion import RectifiedFlow
+    >>> ratio_grid(RectifiedFlow(), [1.0, 0.25, 0.0]).time.round(4).tolist()
+    [0.5, 0.2, 0.0]
+    """
+    return time_grid(schedule, time_at_ratio(schedule, ratios))
+
+
+def log_snr_grid(schedule: Schedule, steps: int, *, ratio_min: float = 0.002, ratio_max: float = 80.0) -> Level:
+    """Build a grid of `steps` levels with equal steps in ln(alpha / sigma), then clean data; leaves `[steps + 1]`.
+
+    Args:
+        schedule: a path that reaches sigma = 0.
+        steps: number of steps; one step goes from `ratio_max` to 0.
+        ratio_min: smallest sigma / alpha above 0.
+        ratio_max: largest sigma / alpha.
+
+    Raises:
+        ValueError: if `steps` is below 1, 0 < ratio_min < ratio_max does not hold, or the path does not reach these.
+    """
+    check_steps(steps)
+    if not 0.0 < ratio_min < ratio_max < np.inf:
+        raise ValueError(f"ratios must satisfy 0 < ratio_min < ratio_max, got {ratio_min} and {ratio_max}")
+    return ratio_grid(schedule, np.append(np.geomspace(ratio_max, ratio_min, steps), 0.0))
 
 
 def time_grid(schedule: Schedule, times: ArrayLike) -> Level:
@@ -57,7 +145,7 @@ def karras_grid(steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0
     Raises:
         ValueError: if `steps` is below 1, `rho` is not positive, or 0 < sigma_min < sigma_max does not hold.
     """
-    _check_steps(steps)
+    check_steps(steps)
     if not 0.0 < sigma_min < sigma_max < np.inf:
         raise ValueError(f"sigmas must satisfy 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     if not 0.0 < rho < np.inf:

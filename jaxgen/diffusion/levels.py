@@ -37,6 +37,11 @@ def noise_ratio(level: Level) -> Coefficient:
     return jnp.divide(level.sigma, level.alpha)
 
 
+def half_log_snr(level: Level) -> Coefficient:
+    """Return ln(alpha / sigma): half the logarithm of the signal-to-noise ratio; infinite at either end."""
+    return jnp.log(jnp.divide(level.alpha, level.sigma))
+
+
 def shrinkage(now: Level, next: Level) -> Coefficient:
     """Return r = (sigma' / alpha') / (sigma / alpha), written so that alpha = 0 is allowed.
 

@@ -166,9 +166,9 @@ def _mixture(
         raise ValueError(f"labels need one entry for each of the {len(means)} components, got shape {classes.shape}")
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights)
-    log_weights, means, eigenvalues, labels = map(jnp.asarray, (log_weights, means, eigenvalues, classes))
     axes, rest = (None if array is None else jnp.asarray(array) for array in (eigenvectors, floor))
-    return GaussianMixture(log_weights, means, eigenvalues, axes, rest, labels)
+    known = (jnp.asarray(array) for array in (log_weights, means, eigenvalues))
+    return GaussianMixture(next(known), next(known), next(known), axes, rest, jnp.asarray(classes))
 
 
 def condition(mixture: GaussianMixture, label: int | Int[ArrayLike, ""]) -> GaussianMixture:

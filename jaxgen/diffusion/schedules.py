@@ -69,6 +69,72 @@ class VariancePreservingLinear:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class VariancePreservingScaledLinear:
+    """The variance-preserving path whose root of beta(t) is linear in t (Rombach et al. 2022), in continuous time.
+
+    The defaults are the 1,000 betas from .00085 to .012 of latent diffusion, per unit of time.
+
+    Attributes:
+        beta_min: beta at t = 0, per unit of time.
+        beta_max: beta at t = 1, per unit of time.
+    """
+
+    beta_min: Coefficient = 0.85
+    beta_max: Coefficient = 12.0
+
+    def _roots(self) -> tuple[Coefficient, Coefficient]:
+        xp = _namespace(self.beta_min, self.beta_max)
+        low = xp.sqrt(self.beta_min)
+        return low, xp.sqrt(self.beta_max) - low
+
+    def beta(self, t: Times) -> Times:
+        """Return the rate of the forward process at time `t`."""
+        low, slope = self._roots()
+        return (low + slope * t) ** 2
+
+    def _log_alpha(self, t: Times) -> Times:
+        low, slope = self._roots()
+        return -0.5 * t * (low**2 + t * (low * slope + t * slope**2 / 3.0))
+
+    def alpha(self, t: Times) -> Times:
+        """Return exp(-1/2 times the integral of beta up to `t`)."""
+        log_alpha = self._log_alpha(t)
+        return _namespace(log_alpha).exp(log_alpha)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sqrt(1 - alpha^2), accurate where alpha is close to 1."""
+        log_alpha = self._log_alpha(t)
+        xp = _namespace(log_alpha)
+        return xp.sqrt(-xp.expm1(2.0 * log_alpha))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OffsetCosine:
+    """The cosine path with the offset that keeps noise at t = 0 from being too small (Nichol & Dhariwal 2021, eq. 17).
+
+    alpha(t) = cos(A) / cos(B) with A = pi/2 (t + s) / (1 + s) and B = pi/2 s / (1 + s); `cosine_betas` is its discrete
+    form, with betas cut at .999.
+
+    Attributes:
+        offset: s, positive.
+    """
+
+    offset: Coefficient = 0.008
+
+    def alpha(self, t: Times) -> Times:
+        """Return cos(A) / cos(B), exactly 0 at t = 1."""
+        xp, scale = _namespace(t, self.offset), 0.5 * np.pi / (1.0 + self.offset)
+        return xp.sin(scale * (1.0 - t)) / xp.cos(scale * self.offset)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sqrt(1 - alpha^2), by sin(A + B) sin(A - B): accurate where alpha is close to 1."""
+        xp, scale = _namespace(t, self.offset), 0.5 * np.pi / (1.0 + self.offset)
+        return xp.sqrt(xp.sin(scale * (t + 2.0 * self.offset)) * xp.sin(scale * t)) / xp.cos(scale * self.offset)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Cosine:
     """The variance-preserving path alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
 
@@ -100,6 +166,51 @@ class EDM:
     def sigma(self, t: Times) -> Times:
         """Return sigma_max * t."""
         return self.sigma_max * t
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VarianceExploding:
+    """The variance-exploding path alpha = 1 with ln sigma linear in t (Song et al. 2021, appendix C).
+
+    It ends at `sigma_min`, not at clean data: a grid that should goes on to `sigma_grid`'s 0.
+
+    Attributes:
+        sigma_min: standard deviation of the noise at t = 0, in units of the data, positive.
+        sigma_max: standard deviation of the noise at t = 1, in units of the data.
+    """
+
+    sigma_min: Coefficient = 0.01
+    sigma_max: Coefficient = 50.0
+
+    def alpha(self, t: Times) -> Times:
+        """Return 1."""
+        return _namespace(t).ones_like(t)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sigma_min (sigma_max / sigma_min)^t."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tutorial:
+    """The path of Step-by-Step Diffusion (Nakkiran et al. 2024, section 1.2): alpha = 1, sigma = sigma_q sqrt(t).
+
+    Attributes:
+        sigma_q: standard deviation of the noise at t = 1, in units of the data; the paper's listings call it a
+            variance.
+    """
+
+    sigma_q: Coefficient = 5.0
+
+    def alpha(self, t: Times) -> Times:
+        """Return 1."""
+        return _namespace(t).ones_like(t)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sigma_q sqrt(t), of infinite slope at t = 0."""
+        return self.sigma_q * _namespace(t).sqrt(t)
 
 
 @jax.tree_util.register_dataclass
