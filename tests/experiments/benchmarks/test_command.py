@@ -1,0 +1,116 @@
+"""What the command does with the benchmarks: it refuses what is wrong, and a run leaves what it promises."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import cli
+from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, SamplerSizes, samplers
+from experiments.benchmarks.peers import MISSING
+from experiments.configuration import Settings
+from experiments.run_directory import RunDirectory
+
+# The smallest run that measures everything.
+TINY = (
+    *("--repetitions", "8", "--seconds", "0.001", "--samplers.steps", "3", "--samplers.width", "4"),
+    *("--samplers.batch-size", "2", "--samplers.free-batch-size", "2", "--samplers.digits-batch-size", "2"),
+    *("--samplers.digits-steps", "2", "--samplers.guided-batch-size", "2", "--samplers.memory-steps", "4"),
+)
+FIGURES = ("sampler_memory", "sampler_ratios")
+pytestmark = pytest.mark.filterwarnings(
+    # Inside diffusers, which converts a torch tensor with numpy's older protocol.
+    "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
+)
+
+
+def tiny_run(path):
+    """Run the command; nearly all of its time is compiling, so it compiles with little optimisation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAXGEN_COMPILATION_CACHE", "off")
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            assert cli.main(["benchmarks", *TINY, "--out", str(path)]) == 0
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+    return {row["id"]: row for row in json.loads((path / "claims.json").read_text())}
+
+
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        ("--repetitions 7", "--repetitions must lie between 8 and 1000, got 7"),
+        ("--seconds 0", "--seconds must lie in (0, 60], got 0"),
+        ("--seconds nan", "--seconds must be finite, got nan"),
+        ("--samplers.steps 1", "--samplers.steps must lie between 2 and 100000, got 1"),
+        ("--samplers.memory-steps", "--samplers.memory-steps must lie between 2 and 100000, got ()"),
+        ("--samplers.memory-steps 0 10", "--samplers.memory-steps must lie between 2 and 100000, got (0, 10)"),
+        ("--samplers.width 0", "--samplers.width must lie between 1 and 100000, got 0"),
+        ("--part sampler", "benchmarks has the parts samplers; got 'sampler'; the nearest is 'samplers'"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
+    code, out, err = command("benchmarks", *argv.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert error in err
+    assert list(folder.iterdir()) == []
+
+
+def test_the_help_names_the_peers_the_parts_and_the_sizes(command):
+    code, out, err = command("benchmarks", "--help")
+    assert (code, err) == (0, "")
+    for word in ("diffusers", "hackable_diffusion", "--samplers.memory-steps", *PARTS, *PRESETS):
+        assert word in out
+
+
+def test_claims_are_declared_for_every_comparison():
+    assert [claim.id for claim in CLAIMS] == [f"P{number}" for number in range(1, len(CLAIMS) + 1)]
+    assert {contest.claim for contest in samplers.CONTESTS} - {""} < {claim.id for claim in CLAIMS}
+    assert {claim.id for claim in CLAIMS if claim.not_run} == {"P7"}
+
+
+def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
+    rows = tiny_run(folder / "run")
+    assert list(rows) == [claim.id for claim in CLAIMS]
+    assert {name for name, row in rows.items() if row["verdict"] == "not run"} == {"P7"}
+    assert rows["P7"]["reason"].startswith("needs a GPU, of which the claim speaks; on this CPU the ratio is ")
+    assert rows["P6"]["verdict"] == "holds"
+    assert rows["P4"]["scale"] == "reduced"
+    for name in ("P1", "P2", "P3", "P5"):
+        for cell in rows[name]["cells"]:
+            assert len(cell["values"]) == 8
+            assert min(cell["values"]) > 0
+    assert {str(path.relative_to(folder / "run")) for path in (folder / "run").rglob("*") if path.is_file()} == {
+        *("config.json", "environment.json", "claims.json", "notes.json", "arrays.npz", "report.html"),
+        *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
+    }
+    with np.load(folder / "run" / "arrays.npz", allow_pickle=False) as arrays:
+        ours, theirs = arrays["seconds_ours"], arrays["seconds_theirs"]
+    assert ours.shape == theirs.shape == (len(samplers.CONTESTS), 8)
+    np.testing.assert_allclose(rows["P2"]["cells"][0]["values"], (theirs / ours)[_row("P2")])
+    np.testing.assert_allclose(rows["P5"]["cells"][0]["values"], (ours / theirs)[_row("P5")])
+    notes = json.loads((folder / "run" / "notes.json").read_text())["notes"]
+    assert len(notes) == 1 + len(samplers.CONTESTS)
+
+
+def test_a_missing_peer_leaves_its_row_unmeasured_and_names_the_command(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
+    monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.claim in ("P1", "P2")])
+    sizes = SamplerSizes(steps=3, width=4, batch_size=2, free_batch_size=2, memory_steps=(4,))
+    config = Config(repetitions=8, seconds=0.001, samplers=sizes)
+    run = RunDirectory(folder / "run", Settings("benchmarks", "ci", 0, config), CLAIMS)
+    run.open()
+    samplers.measure(config, run)
+    run.close()
+    rows = {row["id"]: row for row in run.rows()}
+    assert (rows["P1"]["verdict"], rows["P1"]["reason"]) == ("not run", MISSING)
+    assert "pip install" in MISSING
+    assert len(rows["P2"]["cells"][0]["values"]) == 8
+
+
+def _row(claim):
+    return [contest.claim for contest in samplers.CONTESTS].index(claim)
