@@ -1,5 +1,6 @@
 """Diffusion and flow matching: levels, schedules, predictions, losses, guidance, samplers, exact mixtures."""
 
+from jaxgen.diffusion import flow_matching
 from jaxgen.diffusion.denoisers import Denoiser, denoiser
 from jaxgen.diffusion.discrete import (
     VariancePreservingDiscrete,
@@ -13,6 +14,7 @@ from jaxgen.diffusion.discrete import (
     timestep_grid,
     trailing_timesteps,
 )
+from jaxgen.diffusion.empirical import predict_from_points
 from jaxgen.diffusion.grids import (
     check_grid,
     karras_grid,
@@ -70,6 +72,15 @@ from jaxgen.diffusion.mixtures import (
     responsibilities,
     score,
 )
+from jaxgen.diffusion.powered import (
+    ExactLaw,
+    Particles,
+    feynman_kac_particles,
+    mixture_law,
+    powered_particles,
+    reverse_std,
+    systematic_ancestors,
+)
 from jaxgen.diffusion.predictions import (
     Prediction,
     edm_preconditioned,
@@ -83,6 +94,14 @@ from jaxgen.diffusion.predictions import (
     v_target,
     velocity_target,
     x0_target,
+)
+from jaxgen.diffusion.reverse_kernels import (
+    ddpm_marginal_kl,
+    ddpm_path_kl,
+    reverse_kernel_kl,
+    reverse_log_density,
+    reverse_mean,
+    tutorial_ddpm_variance,
 )
 from jaxgen.diffusion.samplers import (
     LangevinInfo,
@@ -134,11 +153,13 @@ from jaxgen.diffusion.schedules import (
     level_at,
     rates,
 )
+from jaxgen.diffusion.tutorial import ddpm_loss, previous_point, tutorial_ddim, tutorial_ddpm, x0_loss
 
 __all__ = [
     "EDM",
     "Cosine",
     "Denoiser",
+    "ExactLaw",
     "GaussianMixture",
     "LangevinInfo",
     "Level",
@@ -148,6 +169,7 @@ __all__ = [
     "OffsetCosine",
     "Pair",
     "PairInfo",
+    "Particles",
     "PredictGiven",
     "PredictPair",
     "Prediction",
@@ -177,6 +199,9 @@ __all__ = [
     "ddim_inversion",
     "ddim_inversion_fixed_point",
     "ddpm",
+    "ddpm_loss",
+    "ddpm_marginal_kl",
+    "ddpm_path_kl",
     "denoiser",
     "denoising_loss",
     "diagonal_mixture",
@@ -194,7 +219,9 @@ __all__ = [
     "euler",
     "euler_ancestral",
     "euler_maruyama",
+    "feynman_kac_particles",
     "fixed_step_size",
+    "flow_matching",
     "forward_std",
     "from_noise",
     "from_score",
@@ -218,6 +245,7 @@ __all__ = [
     "log_snr_grid",
     "low_rank_mixture",
     "mean_and_covariance",
+    "mixture_law",
     "noise_ratio",
     "noise_target",
     "noise_view",
@@ -225,8 +253,11 @@ __all__ = [
     "pcg",
     "posterior_std",
     "powered_log_density",
+    "powered_particles",
     "predict_exactly",
+    "predict_from_points",
     "predictor_corrector",
+    "previous_point",
     "prior",
     "projected_guidance",
     "quiet_end",
@@ -235,6 +266,10 @@ __all__ = [
     "rescale",
     "rescaled_guidance",
     "responsibilities",
+    "reverse_kernel_kl",
+    "reverse_log_density",
+    "reverse_mean",
+    "reverse_std",
     "sample",
     "sample_many",
     "scaled_linear_betas",
@@ -246,17 +281,22 @@ __all__ = [
     "sigma_grid",
     "signal_to_noise",
     "snr_weight",
+    "systematic_ancestors",
     "time_at_ratio",
     "time_grid",
     "timestep",
     "timestep_grid",
     "trailing_timesteps",
     "trajectory",
+    "tutorial_ddim",
+    "tutorial_ddpm",
+    "tutorial_ddpm_variance",
     "uniform_grid",
     "unit_weight",
     "v_target",
     "v_view",
     "velocity_target",
+    "x0_loss",
     "x0_target",
     "x0_view",
 ]

@@ -53,14 +53,15 @@ def gaussian_mixture(
     The arrays take jax's default float type at the time of the call: float64 under `jax.enable_x64`.
 
     Raises:
-        ValueError: if shapes disagree, weights are negative or do not sum to 1, a mean is not finite, or a covariance
-            is not symmetric and positive definite.
+        ValueError: if shapes disagree, weights are negative or do not sum to 1, a mean or a covariance is
+            not finite, or a covariance is not symmetric and positive definite.
     """
     weights, means, covariances = _floats(weights, means, covariances)
     count, dimension = _sizes(means)
     _check_shapes(weights, means, covariances, (count, dimension, dimension), "covariances [K, D, D]")
     eigenvalues, eigenvectors = np.linalg.eigh(covariances)
-    if not np.allclose(covariances, covariances.swapaxes(1, 2)) or eigenvalues.min() <= 0:
+    asymmetry = np.abs(covariances - covariances.swapaxes(1, 2)).max()
+    if not asymmetry <= 1e-5 * np.abs(covariances).max() or eigenvalues.min() <= 0:
         raise ValueError(
             f"covariances must be symmetric and positive definite, got a smallest eigenvalue of {eigenvalues.min():g}"
         )
@@ -82,7 +83,7 @@ def diagonal_mixture(
         labels: `[K]`, all 0 without.
 
     Raises:
-        ValueError: as `gaussian_mixture`, and if a variance is not positive and finite.
+        ValueError: as `gaussian_mixture`, and if a variance is not positive.
 
     >>> law = diagonal_mixture([0.5, 0.5], [[-1.0], [1.0]], [[0.1], [0.1]])
     >>> law.means.shape
@@ -113,14 +114,14 @@ def low_rank_mixture(
         labels: `[K]`, all 0 without.
 
     Raises:
-        ValueError: as `gaussian_mixture`, if a factor is not finite, or if a variance is not positive and finite.
+        ValueError: as `gaussian_mixture`, for more factors than dimensions, and if a variance is not positive.
     """
     weights, means, factors, variances = _floats(weights, means, factors, variances)
     count, dimension = _sizes(means)
     rank = factors.shape[-1] if factors.ndim == 3 else -1
     _check_shapes(weights, means, factors, (count, dimension, rank), "factors [K, D, R]")
-    if not 1 <= rank <= dimension or not np.isfinite(factors).all():
-        raise ValueError(f"factors must be finite and of a rank between 1 and {dimension}, got shape {factors.shape}")
+    if not 1 <= rank <= dimension:
+        raise ValueError(f"factors must be of a rank between 1 and {dimension}, got shape {factors.shape}")
     if variances.shape != (count,):
         raise ValueError(f"variances need one entry for each of the {count} components, got shape {variances.shape}")
     _check_variances(variances)
@@ -137,7 +138,7 @@ def _sizes(means: np.ndarray) -> tuple[int, int]:
 
 
 def _check_shapes(weights: np.ndarray, means: np.ndarray, spread: np.ndarray, shape: tuple, name: str) -> None:
-    if means.ndim != 2 or weights.shape != means.shape[:1] or spread.shape != shape:
+    if means.ndim != 2 or not means.size or weights.shape != means.shape[:1] or spread.shape != shape:
         raise ValueError(
             f"a mixture needs weights [K], means [K, D] and {name}, got shapes {weights.shape}, {means.shape} and "
             f"{spread.shape}"
@@ -146,6 +147,8 @@ def _check_shapes(weights: np.ndarray, means: np.ndarray, spread: np.ndarray, sh
         raise ValueError(f"weights must be non-negative and sum to 1, got {weights.tolist()}")
     if not np.isfinite(means).all():
         raise ValueError(f"means must be finite, got {means.tolist()}")
+    if not np.isfinite(spread).all():
+        raise ValueError(f"{name} must be finite")
 
 
 def _check_variances(variances: np.ndarray) -> None:
@@ -161,14 +164,15 @@ def _mixture(
     floor: np.ndarray | None,
     labels: ArrayLike | list | None,
 ) -> GaussianMixture:
-    classes = np.zeros(len(means), np.int32) if labels is None else np.asarray(labels, np.int32)
+    classes = np.zeros(len(means), np.int32) if labels is None else np.asarray(labels)
+    if not np.issubdtype(classes.dtype, np.integer) or (classes != classes.astype(np.int32)).any():
+        raise ValueError(f"labels must be 32-bit integers, got {classes.tolist()}")
     if classes.shape != (len(means),):
         raise ValueError(f"labels need one entry for each of the {len(means)} components, got shape {classes.shape}")
     with np.errstate(divide="ignore"):
         log_weights = np.log(weights)
-    axes, rest = (None if array is None else jnp.asarray(array) for array in (eigenvectors, floor))
-    known = (jnp.asarray(array) for array in (log_weights, means, eigenvalues))
-    return GaussianMixture(next(known), next(known), next(known), axes, rest, jnp.asarray(classes))
+    leaves = (log_weights, means, eigenvalues, eigenvectors, floor, classes.astype(np.int32))
+    return GaussianMixture(*jax.tree.map(jnp.asarray, leaves))
 
 
 def condition(mixture: GaussianMixture, label: int | Int[ArrayLike, ""]) -> GaussianMixture:
@@ -216,34 +220,40 @@ def draw_from(key: PRNGKey, mixture: GaussianMixture) -> Float[Array, " D"]:
 
 
 class _Offset(NamedTuple):
-    """x less the mean of each component: as it is, [K, D], and along the principal axes, [K, R]."""
+    """x less the mean of each component: along its principal axes, [K, R], and what is across them, [K, D]."""
 
-    whole: Array
     along: Array
+    across: Array | None
 
 
 def _offsets(mixture: GaussianMixture, x: Array, level: Level) -> _Offset:
-    whole = jnp.asarray(x[None] - level.alpha * mixture.means)
-    axes = mixture.eigenvectors
-    return _Offset(whole, whole if axes is None else jnp.einsum("kdr,kd->kr", axes, whole))
+    whole, axes = jnp.asarray(x[None] - level.alpha * mixture.means), mixture.eigenvectors
+    if axes is None:
+        return _Offset(whole, None)
+    along = jnp.einsum("kdr,kd->kr", axes, whole)
+    # Split before anything is divided by a small floor: the part along the axes may be far larger than the rest.
+    return _Offset(along, None if mixture.floor is None else whole - jnp.einsum("kdr,kr->kd", axes, along))
 
 
 def _spectral(mixture: GaussianMixture, offset: _Offset, function: Callable[[Array], Array]) -> Array:
     """Apply a function of the clean variances, so of the covariance, to the offset of each component, [K, D]."""
-    values = function(mixture.eigenvalues)
-    if mixture.eigenvectors is None:
-        return values * offset.whole
-    if mixture.floor is None:
-        return jnp.einsum("kdr,kr->kd", mixture.eigenvectors, values * offset.along)
-    rest = function(mixture.floor)[:, None]
-    return rest * offset.whole + jnp.einsum("kdr,kr->kd", mixture.eigenvectors, (values - rest) * offset.along)
+    along = function(mixture.eigenvalues) * offset.along
+    if mixture.eigenvectors is not None:
+        along = jnp.einsum("kdr,kr->kd", mixture.eigenvectors, along)
+    if mixture.floor is None or offset.across is None:
+        return along
+    return along + function(mixture.floor)[:, None] * offset.across
 
 
-def _log_determinants(mixture: GaussianMixture, level: Level) -> Array:
-    logs = jnp.sum(jnp.log(_variances(mixture.eigenvalues, level)), axis=-1)
-    if mixture.floor is None:
-        return logs
-    return logs + (mixture.means.shape[-1] - mixture.eigenvalues.shape[-1]) * jnp.log(_variances(mixture.floor, level))
+def _log_normals(mixture: GaussianMixture, offset: _Offset, level: Level) -> Array:
+    """Return the log-density of each component, [K]."""
+    dimension, rank = mixture.means.shape[-1], mixture.eigenvalues.shape[-1]
+    along = _variances(mixture.eigenvalues, level)
+    terms = jnp.sum(offset.along**2 / along + jnp.log(along), axis=-1)
+    if mixture.floor is not None and offset.across is not None:
+        across = _variances(mixture.floor, level)
+        terms += jnp.sum(offset.across**2, axis=-1) / across + (dimension - rank) * jnp.log(across)
+    return -0.5 * (terms + dimension * math.log(2.0 * math.pi))
 
 
 def _variances(clean: Array, level: Level) -> Array:
@@ -254,9 +264,7 @@ def _at_level(mixture: GaussianMixture, x: Float[Array, " D"], level: Level) -> 
     """Return the offsets, covariance^-1 of each at `level`, [K, D], and the joint log-densities, [K]."""
     offset = _offsets(mixture, x, level)
     whitened = _spectral(mixture, offset, lambda clean: 1.0 / _variances(clean, level))
-    distances = jnp.sum(offset.whole * whitened, axis=-1)
-    log_normals = -0.5 * (distances + _log_determinants(mixture, level) + x.size * math.log(2.0 * math.pi))
-    return offset, whitened, mixture.log_weights + log_normals
+    return offset, whitened, mixture.log_weights + _log_normals(mixture, offset, level)
 
 
 def log_density(mixture: GaussianMixture, x: Float[Array, " D"], level: Level) -> Float[Array, ""]:

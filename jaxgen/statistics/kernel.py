@@ -11,10 +11,14 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxgen.statistics.samples import check_samples, squared_distances
-from jaxgen.typing import ArrayLike
+from jaxgen.typing import ArrayLike, Scalar
 
 Kernel: TypeAlias = Callable[[Float[Array, " dim"], Float[Array, " dim"]], Float[Array, ""]]
-"""The inner product of the features of two points; `unbiased_mmd2` maps it over sets."""
+"""The inner product of the features of two points; `unbiased_mmd2` maps it over sets.
+
+A plain function is static: build it once, since a new one compiles again. A `jax.tree_util.Partial`, as `rbf_kernel`
+builds, carries numbers that may change, or be traced, without compiling again.
+"""
 
 
 def polynomial_kernel(*, degree: int = 3, offset: float = 1.0) -> Kernel:
@@ -35,19 +39,27 @@ def polynomial_kernel(*, degree: int = 3, offset: float = 1.0) -> Kernel:
     return kernel
 
 
-def rbf_kernel(bandwidth: float) -> Kernel:
-    r"""Build $k(a, b) = \exp(-|a - b|^2 / 2 s^2)$ with the bandwidth s, in units of the samples.
+def rbf_kernel(bandwidth: Scalar) -> Kernel:
+    r"""Build $k(a, b) = \exp(-|a - b|^2 / 2 s^2)$ with the bandwidth s, in units of the samples; it may be traced.
 
     Raises:
-        ValueError: `bandwidth` is not positive and finite.
+        ValueError: a known `bandwidth` is not positive and finite.
+
+    >>> print(f"{rbf_kernel(2.0)(jnp.array([0.0, 1.0]), jnp.array([2.0, 3.0])):.4f}")  # exp(-8 / 8)
+    0.3679
     """
-    if not 0 < bandwidth < math.inf:
+    if not isinstance(bandwidth, Tracer) and not 0 < float(bandwidth) < math.inf:
         raise ValueError(f"bandwidth must be positive and finite, got {bandwidth}")
+    return jax.tree_util.Partial(_rbf, bandwidth)
 
-    def kernel(a: Float[Array, " dim"], b: Float[Array, " dim"]) -> Float[Array, ""]:
-        return jnp.exp(-0.5 * jnp.sum((a - b) ** 2) / bandwidth**2)
 
-    return kernel
+def _rbf(bandwidth: Scalar, a: Float[Array, " dim"], b: Float[Array, " dim"]) -> Float[Array, ""]:
+    return jnp.exp(-0.5 * jnp.sum(((a - b) / bandwidth) ** 2))
+
+
+def as_partial(kernel: Kernel) -> jax.tree_util.Partial:
+    """Make of a kernel a pytree, which `jax.jit` takes as an argument: a plain function is part of its structure."""
+    return kernel if isinstance(kernel, jax.tree_util.Partial) else jax.tree_util.Partial(kernel)
 
 
 def median_bandwidth(samples: Float[ArrayLike, "count dim"]) -> Float[Array, ""]:
@@ -68,7 +80,6 @@ def median_bandwidth(samples: Float[ArrayLike, "count dim"]) -> Float[Array, ""]
     return bandwidth
 
 
-@partial(jax.jit, static_argnames=("kernel", "block"))
 def unbiased_mmd2(
     kernel: Kernel, first: Float[ArrayLike, "first dim"], second: Float[ArrayLike, "second dim"], *, block: int = 256
 ) -> Float[Array, ""]:
@@ -79,7 +90,7 @@ def unbiased_mmd2(
     negative. Memory is `block` times the larger count: the kernel matrix is never held whole.
 
     Args:
-        kernel: a function of two points [dim], a static argument: build it once, since a new one compiles again.
+        kernel: a function of two points [dim]; a plain one is static, see `Kernel`.
         first: samples of one law.
         second: samples of the other, as many or not.
         block: rows of the kernel matrix that are computed together.
@@ -94,7 +105,13 @@ def unbiased_mmd2(
     check_samples(first, second, minimum=2)
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
-    first, second = jnp.asarray(first), jnp.asarray(second)
+    return _unbiased_mmd2(as_partial(kernel), jnp.asarray(first), jnp.asarray(second), block=block)
+
+
+@partial(jax.jit, static_argnames="block")
+def _unbiased_mmd2(
+    kernel: jax.tree_util.Partial, first: Float[Array, "first dim"], second: Float[Array, "second dim"], *, block: int
+) -> Float[Array, ""]:
     within = _mean_within(kernel, first, block) + _mean_within(kernel, second, block)
     return within - 2 * _mean_across(kernel, first, second, block)
 

@@ -1,5 +1,7 @@
 """Discrete schedules and the timesteps that are sampled on: published formulas, and numbers of independent programs."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,6 @@ from jaxgen.diffusion import (
     linspace_timesteps,
     predict_exactly,
     rates,
-    sample,
     scaled_linear_betas,
     timestep,
     timestep_grid,
@@ -52,7 +53,7 @@ def end_of(build, grid, x=0.3):
             sampler.init(jnp.array([x])),
             [jax.tree.map(lambda v, n=n: v[n], grid) for n in range(len(grid.time))],
         )
-        for now, next in zip(levels[:-1], levels[1:], strict=True):
+        for now, next in itertools.pairwise(levels):
             state, _ = sampler.step(jax.random.key(0), state, now, next)
         return float(state.x[0])
 

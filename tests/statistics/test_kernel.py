@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.distance import pdist
 
-from jaxgen.statistics.kernel import polynomial_kernel, unbiased_mmd2
+from jaxgen.statistics import kernel as kernel_module
+from jaxgen.statistics.kernel import median_bandwidth, polynomial_kernel, rbf_kernel, unbiased_mmd2
 
 
 def mmd2_by_loops(kernel, first, second):
@@ -98,3 +100,44 @@ def test_bad_arguments_are_refused():
         unbiased_mmd2(polynomial_kernel(), jnp.zeros((2, 1)), jnp.zeros((2, 1)), block=0)
     with pytest.raises(ValueError, match="at least 2 samples are needed, got 1"):
         unbiased_mmd2(polynomial_kernel(), jnp.zeros((2, 1)), jnp.zeros((1, 1)))
+
+
+def test_rbf_kernel_is_the_published_one_with_a_bandwidth_that_never_compiles_again():
+    rng = np.random.default_rng(3)
+    first, second = rng.standard_normal((9, 2)), 0.5 + rng.standard_normal((6, 2))
+    traces = []
+
+    @jax.jit
+    def by_traced(bandwidth, first, second):
+        traces.append(1)
+        return unbiased_mmd2(rbf_kernel(bandwidth), first, second)
+
+    with jax.enable_x64(True):
+        for bandwidth in (0.7, 2.0):
+            expected = mmd2_by_loops(
+                lambda a, b, s=bandwidth: np.exp(-np.sum((a - b) ** 2) / (2 * s**2)), first, second
+            )
+            np.testing.assert_allclose(unbiased_mmd2(rbf_kernel(bandwidth), first, second), expected, rtol=1e-12)
+            np.testing.assert_allclose(by_traced(bandwidth, first, second), expected, rtol=1e-12)
+        assert len(traces) == 1
+        compiled = kernel_module._unbiased_mmd2._cache_size()
+        unbiased_mmd2(rbf_kernel(3.0), first, second)
+        assert kernel_module._unbiased_mmd2._cache_size() == compiled
+
+
+def test_median_bandwidth_is_half_the_median_squared_distance():
+    samples = np.random.default_rng(4).standard_normal((41, 3))
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(median_bandwidth(samples), np.sqrt(np.median(pdist(samples) ** 2) / 2), rtol=1e-14)
+        # Units: the kernel of scaled samples is that of the samples.
+        np.testing.assert_allclose(median_bandwidth(7 * samples), 7 * median_bandwidth(samples), rtol=1e-14)
+        with pytest.raises(ValueError, match="half of all pairs of samples coincide"):
+            median_bandwidth(np.ones((41, 3)))
+
+
+def test_bad_bandwidths_are_refused():
+    for bandwidth in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"bandwidth must be positive and finite, got {bandwidth}"):
+            rbf_kernel(bandwidth)
+    with pytest.raises(ValueError, match="at least 2 samples are needed, got 1"):
+        median_bandwidth(jnp.ones((1, 2)))

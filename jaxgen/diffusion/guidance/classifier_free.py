@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from jaxgen.diffusion.levels import Level
+from jaxgen.diffusion.levels import Level, noise_ratio
 from jaxgen.diffusion.predictions import Predict, Prediction
 from jaxgen.typing import Sample, Scalar
 
@@ -30,6 +30,17 @@ def check_scale(scale: Scalar) -> None:
         )
 
 
+def check_shapes(conditional: Prediction, unconditional: Prediction) -> None:
+    """Refuse a pair of predictions that would have to be broadcast.
+
+    Raises:
+        ValueError: if the predictions have different shapes.
+    """
+    for c, u in zip(conditional, unconditional, strict=True):
+        if jnp.shape(c) != jnp.shape(u):
+            raise ValueError(f"both predictions need one shape, got {jnp.shape(c)} and, unconditional, {jnp.shape(u)}")
+
+
 def combine(conditional: Prediction, unconditional: Prediction, scale: Scalar) -> Prediction:
     """Combine two predictions as scale * conditional + (1 - scale) * unconditional (Ho & Salimans 2022, eq. 6).
 
@@ -39,9 +50,7 @@ def combine(conditional: Prediction, unconditional: Prediction, scale: Scalar) -
     Raises:
         ValueError: if the predictions have different shapes.
     """
-    shapes = [jnp.shape(prediction.x0) for prediction in (conditional, unconditional)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"both predictions need one shape, got {shapes[0]} and, unconditional, {shapes[1]}")
+    check_shapes(conditional, unconditional)
     return jax.tree.map(lambda c, u: scale * c + (1.0 - scale) * u, conditional, unconditional)
 
 
@@ -74,21 +83,36 @@ def interval_scale(scale: Scalar, low: Scalar, high: Scalar) -> LevelScale:
     Args:
         scale: guidance scale inside the interval.
         low: lower end, in units of the data.
-        high: upper end, in units of the data; may be infinite.
+        high: upper end, in units of the data; may be infinite, and then holds pure noise too.
 
     Raises:
         ValueError: if `scale` is not finite, or the ends are known and low < high does not hold.
+
+    >>> scale = interval_scale(3.0, 0.5, 2.0)
+    >>> [float(scale(Level(0.0, 1.0, sigma))) for sigma in (0.5, 1.0, 4.0)]
+    [1.0, 3.0, 1.0]
     """
     check_scale(scale)
     if not any(isinstance(end, Tracer) for end in (low, high)) and not float(low) < float(high):
         raise ValueError(f"a guidance interval needs low < high, got {low} and {high}")
 
     def at(level: Level) -> Scalar:
-        # Without a division: sigma / alpha is infinite at pure noise.
-        inside = (level.sigma > low * level.alpha) & (level.sigma <= high * level.alpha)
-        return jnp.where(inside | ((level.alpha == 0) & (high == jnp.inf)), scale, 1.0)
+        ratio = noise_ratio(level)
+        return jnp.where((low < ratio) & (ratio <= high), scale, 1.0)
 
     return at
+
+
+def level_scale(scale: Scalar | LevelScale) -> LevelScale:
+    """Read a guidance scale, a number or a function of the level, as a function of the level.
+
+    Raises:
+        ValueError: if `scale` is known and not finite.
+    """
+    if callable(scale):
+        return scale
+    check_scale(scale)
+    return lambda level: scale
 
 
 def guide_pair(pair: PredictPair, scale: Scalar | LevelScale) -> Predict:
@@ -101,10 +125,8 @@ def guide_pair(pair: PredictPair, scale: Scalar | LevelScale) -> Predict:
     Raises:
         ValueError: if `scale` is known and not finite.
     """
-    if callable(scale):
-        return lambda x, level: combine(*pair(x, level), scale(level))
-    check_scale(scale)
-    return lambda x, level: combine(*pair(x, level), scale)
+    scale_at = level_scale(scale)
+    return lambda x, level: combine(*pair(x, level), scale_at(level))
 
 
 def guide(conditional: Predict, unconditional: Predict, scale: Scalar | LevelScale) -> Predict:

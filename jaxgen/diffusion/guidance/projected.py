@@ -4,9 +4,10 @@ import math
 
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array
 
 from jaxgen.diffusion.denoisers import Denoiser
-from jaxgen.diffusion.guidance.classifier_free import PredictPair, check_scale
+from jaxgen.diffusion.guidance.classifier_free import LevelScale, PredictPair, check_shapes, level_scale
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.predictions import Prediction, from_x0
 from jaxgen.typing import Sample, Scalar
@@ -14,7 +15,7 @@ from jaxgen.typing import Sample, Scalar
 
 def projected_guidance(
     pair: PredictPair,
-    scale: Scalar,
+    scale: Scalar | LevelScale,
     *,
     parallel: Scalar = 0.0,
     norm_threshold: Scalar = math.inf,
@@ -28,7 +29,7 @@ def projected_guidance(
 
     Args:
         pair: the predictions with and without the condition.
-        scale: guidance scale.
+        scale: guidance scale, a number or a function of the level.
         parallel: eta, the share of the parallel part that is kept.
         norm_threshold: r, the largest norm of the difference, in units of the data over the whole sample.
         momentum: beta, negative to push away from the direction of the step before.
@@ -37,9 +38,10 @@ def projected_guidance(
         A denoiser whose memory is m. All numbers may be traced.
 
     Raises:
-        ValueError: if a number is known and not finite, or the threshold is known and not positive.
+        ValueError: if a number is known and not finite, the threshold is known and not positive, or the predictions
+            have different shapes.
     """
-    check_scale(scale)
+    scale_at = level_scale(scale)
     for name, value in (("parallel", parallel), ("momentum", momentum)):
         if not isinstance(value, Tracer) and not math.isfinite(float(value)):
             raise ValueError(f"{name} of projected guidance must be finite, got {value}")
@@ -48,11 +50,14 @@ def projected_guidance(
 
     def apply(memory: Sample, x: Sample, level: Level) -> tuple[Prediction, Sample]:
         conditional, unconditional = pair(x, level)
+        check_shapes(conditional, unconditional)
         difference = conditional.x0 - unconditional.x0 + momentum * memory
-        length = jnp.sqrt(_positive(jnp.sum(difference**2)))
-        clipped = difference * jnp.minimum(1.0, norm_threshold / length)
-        along = jnp.sum(clipped * conditional.x0) / _positive(jnp.sum(conditional.x0**2)) * conditional.x0
-        x0 = conditional.x0 + (scale - 1.0) * (clipped - along + parallel * along)
+        length = _length(difference)
+        # Not min(1, threshold / length), whose gradient is inf * 0 at an infinite threshold.
+        clipped = difference * (jnp.minimum(length, norm_threshold) / length)
+        direction = conditional.x0 / _length(conditional.x0)
+        along = jnp.sum(clipped * direction) * direction
+        x0 = conditional.x0 + (scale_at(level) - 1.0) * (clipped - along + parallel * along)
         # At sigma = 0 nothing can be read off x; the conditional noise is what guidance leaves there.
         noisy = jnp.asarray(level.sigma) > 0
         read = from_x0(x, level._replace(sigma=jnp.where(noisy, level.sigma, 1.0)), x0)
@@ -61,6 +66,8 @@ def projected_guidance(
     return Denoiser(jnp.zeros_like, apply)
 
 
-def _positive(squared: Scalar) -> Scalar:
-    squared = jnp.asarray(squared)
-    return jnp.maximum(squared, jnp.finfo(squared.dtype).tiny)
+def _length(vector: Sample) -> Array:
+    """Return the norm over all axes; 1 for a vector of zeros, which has no direction, with slope 0."""
+    squared = jnp.sum(jnp.square(vector))
+    positive = squared > jnp.finfo(squared.dtype).tiny
+    return jnp.sqrt(jnp.where(positive, squared, 1.0))

@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax.core import Tracer
+from jaxtyping import Array
 
-from jaxgen.diffusion.guidance.classifier_free import LevelScale, PredictPair, combine, guide_pair
+from jaxgen.diffusion.guidance.classifier_free import LevelScale, PredictPair, combine, level_scale
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.predictions import (
     Predict,
@@ -23,7 +24,13 @@ from jaxgen.typing import Sample, Scalar
 
 
 class View(NamedTuple):
-    """A quantity that a network may predict: how it is read off a prediction, and how a prediction is read off it."""
+    """A quantity that a network may predict.
+
+    Attributes:
+        target: reads the quantity off a prediction.
+        read: maps (x, level, quantity) to the prediction, where the level allows it: `from_noise` asks for alpha > 0,
+            `from_x0` for sigma > 0.
+    """
 
     target: Target
     read: Callable[[Sample, Level, Sample], Prediction]
@@ -43,11 +50,20 @@ def rescale(guided: Sample, conditional: Sample, share: Scalar) -> Sample:
         share: phi, 0 leaves the guided one as it is, 1 gives it the standard deviation of the conditional one.
 
     Returns:
-        guided * (phi * std(conditional) / std(guided) + 1 - phi), with deviations over all axes of the sample.
+        guided * (phi * std(conditional) / std(guided) + 1 - phi), with deviations over all axes of the sample. A
+        guided quantity that is constant but for rounding is left as it is.
     """
-    spread = jnp.std(guided)
-    ratio = jnp.where(spread > 0, jnp.std(conditional) / jnp.where(spread > 0, spread, 1.0), 1.0)
+    variance = jnp.var(guided)
+    # The mean of equal numbers is rounded, so that their variance need not be 0.
+    varies = variance > (8 * jnp.finfo(variance.dtype).eps) ** 2 * jnp.max(jnp.square(guided))
+    ratio = _root(jnp.var(conditional) / jnp.where(varies, variance, 1.0))
+    ratio = jnp.where(varies, ratio, 1.0)
     return guided * (share * ratio + 1.0 - share)
+
+
+def _root(value: Array) -> Array:
+    """Take the square root, with slope 0 at 0."""
+    return jnp.where(value > 0, jnp.sqrt(jnp.where(value > 0, value, 1.0)), 0.0)
 
 
 def rescaled_guidance(
@@ -66,13 +82,13 @@ def rescaled_guidance(
     Raises:
         ValueError: if `scale` is known and not finite, or `share` is known and lies outside [0, 1].
     """
-    guide_pair(pair, scale)  # checks the scale
+    scale_at = level_scale(scale)
     if not isinstance(share, Tracer) and not 0.0 <= float(share) <= 1.0:
         raise ValueError(f"the share of the rescaling must lie in [0, 1], got {share}")
 
     def predict(x: Sample, level: Level) -> Prediction:
         conditional, unconditional = pair(x, level)
-        guided = combine(conditional, unconditional, scale(level) if callable(scale) else scale)
+        guided = combine(conditional, unconditional, scale_at(level))
         return view.read(x, level, rescale(view.target(guided, level), view.target(conditional, level), share))
 
     return predict

@@ -4,7 +4,7 @@ import jax
 
 from jaxgen.diffusion.denoisers import Denoiser
 from jaxgen.diffusion.levels import Level, corrupt
-from jaxgen.diffusion.predictions import Prediction
+from jaxgen.diffusion.predictions import Prediction, v_target
 from jaxgen.diffusion.samplers.base import Markov, Sampler
 from jaxgen.typing import PRNGKey, Sample
 
@@ -27,9 +27,10 @@ def ddim_inversion(model: Denoiser) -> Sampler:
 def ddim_inversion_fixed_point(model: Denoiser, iterations: int = 5) -> Sampler:
     """Encode a sample as the noise from which DDIM comes back to it, found by iteration (Pan et al. 2023, AIDI).
 
-    The step from x' at `next` that DDIM takes to x at `now` is x = alpha / alpha' x' + (sigma - alpha rho') e(x') with
-    rho' = sigma' / alpha'. Solved for the x' outside of e, it is iterated from the plain inversion; the error shrinks
-    by a constant factor each time, the smaller the shorter the step.
+    DDIM takes x' = alpha' x0 + sigma' e at `next` to x = alpha x0 + sigma e at `now`. Written in the angle between the
+    levels that is x' = ((alpha'^2 + sigma'^2) x + (alpha sigma' - alpha' sigma) v(x')) / (alpha alpha' + sigma sigma')
+    with v = alpha' e - sigma' x0, which is well-posed from clean data to pure noise, and is iterated from the plain
+    inversion; the error shrinks by a constant factor each time, the smaller the shorter the step.
 
     Args:
         model: the denoiser; one evaluation an iteration, and one for the start, which advances its memory.
@@ -46,9 +47,11 @@ def ddim_inversion_fixed_point(model: Denoiser, iterations: int = 5) -> Sampler:
         first, predicted = plain.step(key, state, now, next)
 
         def again(x: Sample, _: None) -> tuple[Sample, None]:
-            noise = model.apply(first.memory, x, next)[0].noise
-            return next.alpha / now.alpha * state.x + (next.sigma - next.alpha * now.sigma / now.alpha) * noise, None
+            v = v_target(model.apply(first.memory, x, next)[0], next)
+            return (norm * state.x + (now.alpha * next.sigma - next.alpha * now.sigma) * v) / inner, None
 
+        norm = next.alpha**2 + next.sigma**2
+        inner = now.alpha * next.alpha + now.sigma * next.sigma
         return Markov(jax.lax.scan(again, first.x, None, length=iterations)[0], first.memory), predicted
 
     return Sampler(plain.init, step)

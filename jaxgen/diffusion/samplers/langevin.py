@@ -28,7 +28,8 @@ class LangevinInfo(NamedTuple):
         stiffness: step_size / sigma^2 at the level of the step. Where the law at this level is as narrow as its noise
             (a point mass, or a manifold, across it), the iteration diverges from 4 on.
         unstable: whether step_size times the curvature of -log p is 4 or more, with the `curvature` that `langevin` was
-            told, or else with the largest one possible for data, 1 / sigma^2: then a warning, not a verdict.
+            told, or else with the largest one possible for data, 1 / sigma^2: then a warning, not a verdict. False
+            where no step is taken.
     """
 
     step_size: Scalar
@@ -157,6 +158,8 @@ def langevin(
             )
         stiffness = taken / level.sigma**2
         bound = stiffness if curvature is None else taken * curvature(level)
-        return state, LangevinInfo(taken, stiffness, (bound >= 4.0) & (level.sigma > 0))
+        # Without noise there is no bound for data, and without a clean score there is no step.
+        acts = num_steps > 0 if None not in (clean_score, curvature) else (num_steps > 0) & (level.sigma > 0)
+        return state, LangevinInfo(taken, stiffness, (bound >= 4.0) & acts)
 
     return Sampler(lambda x: Markov(x, model.init(x)), step)
