@@ -1,6 +1,6 @@
 """Diffusion and flow matching: levels, schedules, predictions, losses, guidance, samplers, exact mixtures."""
 
-from jaxgen.diffusion import flow_matching
+from jaxgen.diffusion import flow_matching, laws
 from jaxgen.diffusion.denoisers import Denoiser, denoiser
 from jaxgen.diffusion.discrete import (
     VariancePreservingDiscrete,
@@ -237,6 +237,7 @@ __all__ = [
     "interval_scale",
     "karras_grid",
     "langevin",
+    "laws",
     "leading_timesteps",
     "level_at",
     "linear_betas",

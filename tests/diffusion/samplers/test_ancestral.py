@@ -9,15 +9,25 @@ import pytest
 from jaxgen.diffusion import denoiser, euler_ancestral, gaussian_mixture, karras_grid
 
 
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_euler_ancestral_meets_the_recursion_of_k_diffusion_on_gaussian_data(eta):
+def test_euler_ancestral_meets_the_recursion_of_k_diffusion_on_gaussian_data():
     runs.assert_recursion(
-        build=lambda conditional, guided: euler_ancestral(guided, eta),
-        step=lambda conditional, guided, now, next: oracle.ancestral_step(guided, now, next, eta),
+        build=lambda conditional, guided: euler_ancestral(guided, 0.5),
+        step=lambda conditional, guided, now, next: oracle.ancestral_step(guided, now, next, 0.5),
         draws=runs.one_draw,
         names=("linear", "cosine from .98", "karras"),
         counts=(1, 2, 10),
     )
+
+
+@pytest.mark.parametrize("name", ["linear", "karras", "flow from .98"])
+def test_at_eta_one_the_formulas_are_those_of_ddpm(name):
+    # That DDIM at eta = 1 is DDPM in the library is shown in `test_ddim`.
+    law, grid = oracle.mixed(runs.CONDITIONAL, runs.UNCONDITIONAL, 2.5), runs.GRIDS[name](10)
+    for now, next in oracle.levels(grid):
+        ancestral, posterior = oracle.ancestral_step(law, now, next), oracle.ddpm_step(law, now, next)
+        for one, other in zip(jax.tree.leaves(ancestral), jax.tree.leaves(posterior), strict=True):
+            # In units of the sample: 80 to 1 on the second grid.
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12 * max(now[2], 1.0))
 
 
 def test_ten_steps_of_the_karras_grid_have_the_known_end():

@@ -143,7 +143,7 @@ def test_the_steps_depend_on_the_noise_ratio_alone():
     with jax.enable_x64(True):
         model = denoiser(runs.predictor_of(runs.exact(runs.CONDITIONAL)))
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grids)
-        for name in ("ddim", "ddim, eta .5", "ddpm", "pcg"):
+        for name in ("ddim", "ddim, eta .5", "ddpm", "pcg", "heun", "dpm_solver_pp_2m", "dpm_solver_pp_2m_sde"):
 
             def run(build, grid):
                 return sample(build(model), jax.random.key(0), grid.alpha[0] * jnp.array([20.0, -7.0]), grid)

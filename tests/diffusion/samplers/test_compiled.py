@@ -13,18 +13,29 @@ from support import filled_params
 from jaxgen.diffusion import (
     EDM,
     Prediction,
+    at_now,
     classifier_free,
     ddim,
+    ddim_inversion_fixed_point,
     ddpm,
     denoiser,
+    dpm_solver_pp_2m,
+    dpm_solver_pp_2m_sde,
     draw_block,
     edm_preconditioned,
     euler,
+    euler_ancestral,
+    euler_maruyama,
+    forward_std,
+    heun,
+    heun_flow,
     karras_grid,
     langevin,
     pcg,
     predictor_corrector,
+    quiet_end,
     sample,
+    signal_to_noise,
     trajectory,
     uniform_grid,
 )
@@ -37,7 +48,19 @@ SAMPLERS = {
     "euler": lambda conditional, guided, eta: euler(guided, EDM(80.0)),
     "langevin": lambda conditional, guided, eta: predictor_corrector(ddpm(guided), langevin(guided, 3)),
     "pcg": lambda conditional, guided, eta: pcg(conditional, guided),
+    "ddpm, large": lambda conditional, guided, eta: ddpm(guided, std=quiet_end(forward_std)),
+    "dpm_solver_pp_2m": lambda conditional, guided, eta: dpm_solver_pp_2m(guided),
+    "dpm_solver_pp_2m_sde": lambda conditional, guided, eta: dpm_solver_pp_2m_sde(guided),
+    "euler_ancestral": lambda conditional, guided, eta: euler_ancestral(guided, eta),
+    "euler_maruyama": lambda conditional, guided, eta: euler_maruyama(guided, EDM(80.0)),
+    "heun": lambda conditional, guided, eta: heun(guided),
+    "heun_flow": lambda conditional, guided, eta: heun_flow(guided, EDM(80.0)),
+    "inversion": lambda conditional, guided, eta: ddim_inversion_fixed_point(guided, 3),
+    "adapted": lambda conditional, guided, eta: predictor_corrector(
+        heun(guided), langevin(guided, adapt=signal_to_noise(), evaluate_at=at_now)
+    ),
 }
+WITHOUT_NOISE = ("dpm_solver_pp_2m", "euler", "heun", "heun_flow", "inversion")
 
 
 def build(name, network, params, label, scale, eta):
@@ -50,6 +73,10 @@ def build(name, network, params, label, scale, eta):
     guided = denoiser(classifier_free(predict, label, NULL, scale))
     conditional = denoiser(lambda x, level: predict(x, level, label))
     return SAMPLERS[name](conditional, guided, eta)
+
+
+def rising(grid):
+    return jax.tree.map(lambda leaf: leaf[::-1], grid)
 
 
 def image_mlp(params, x, c_noise, label):
@@ -89,7 +116,7 @@ def peak_bytes(draw, steps):
     return memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "pcg"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "pcg", "heun", "dpm_solver_pp_2m"])
 def test_peak_memory_does_not_grow_with_the_steps(name):
     def draw(key, x, scale, grid):
         return sample(build(name, toy, 0.5, 3, scale, 0.5), key, x, grid)
@@ -118,8 +145,10 @@ def test_scale_eta_seed_label_and_grid_never_trace_again(name):
 
     usual = {"params": 0.5, "seed": 0, "label": 3, "scale": 2.0, "eta": 0.5, "grid": karras_grid(4)}
     others = {"params": 0.7, "label": 1, "scale": 0.0, "grid": karras_grid(4, sigma_max=70.0, rho=5.0)}
-    others |= {} if name == "euler" else {"seed": 1}
-    others |= {"eta": 0.0} if name == "ddim" else {}
+    others |= {} if name in WITHOUT_NOISE else {"seed": 1}
+    others |= {"eta": 0.0} if name in ("ddim", "euler_ancestral") else {}
+    if name == "inversion":
+        usual, others = ({**run, "grid": rising(run["grid"])} for run in (usual, others))
 
     def run(params, seed, label, scale, eta, grid):
         return draw(params, jax.random.key(seed), jnp.ones(3), label, scale, eta, grid)
@@ -166,7 +195,10 @@ def test_float64_in_a_program_is_found():
         assert_portable(jax.jit(lambda x: x @ x), jax.ShapeDtypeStruct((2, 2), jnp.float64))
 
 
-@pytest.mark.parametrize(("name", "evaluations"), [("ddpm", 1), ("ddim", 1), ("euler", 1), ("pcg", 2)])
+@pytest.mark.parametrize(
+    ("name", "evaluations"),
+    [("ddpm", 1), ("ddim", 1), ("euler", 1), ("pcg", 2), ("dpm_solver_pp_2m", 1), ("euler_maruyama", 1), ("heun", 2)],
+)
 def test_guidance_is_one_evaluation_of_a_batch_of_two(name, evaluations):
     params, key, x, label, scale, eta, grid = image_arguments()
     calls = []

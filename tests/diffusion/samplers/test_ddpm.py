@@ -79,7 +79,7 @@ def test_the_large_variance_is_that_of_the_chain_and_the_small_one_that_of_its_p
             np.testing.assert_allclose(forward_std(now, next), np.sqrt(large), rtol=1e-5)
             np.testing.assert_allclose(posterior_std(now, next), np.sqrt(small), rtol=1e-5)
     # On the path of the tutorial the large one is its sigma_q sqrt(dt) in every step, the last one too.
-    stds = forward_std(*(Level(*(leaf[part] for leaf in grid)) for part in (slice(-1), slice(1, None))))
+    stds = jax.vmap(forward_std)(*(jax.tree.map(lambda leaf, p=p: leaf[p], grid) for p in (slice(-1), slice(1, None))))
     np.testing.assert_allclose(stds, 3.0 * np.sqrt(0.2), rtol=1e-6)
 
 

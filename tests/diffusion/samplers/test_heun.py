@@ -57,6 +57,7 @@ def test_heun_in_time_meets_its_recursion_on_gaussian_data(name, schedule, rates
         draws=runs.no_draws,
         names=(name,),
         counts=COUNTS,
+        tolerances={"float64": 1e-10},
     )
 
 

@@ -8,7 +8,22 @@ import numpy as np
 import pytest
 from jaxtyping import config
 
-from jaxgen.diffusion import Denoiser, Level, denoiser, langevin, path_step_size, predict_exactly, sample, score
+from jaxgen.diffusion import (
+    Denoiser,
+    Level,
+    at_now,
+    denoiser,
+    fixed_step_size,
+    from_score,
+    karras_grid,
+    langevin,
+    path_step_size,
+    predict_exactly,
+    sample,
+    score,
+    signal_to_noise,
+    trajectory,
+)
 
 
 def test_langevin_meets_its_recursion_on_gaussian_data():
@@ -72,6 +87,113 @@ def test_a_step_size_of_ones_own_is_used_and_reported():
         np.testing.assert_allclose(measured, oracle.replay([step], np.array([0.4, -1.0]), draws(2)), rtol=1e-11)
         assert info.stiffness == pytest.approx(0.3)
         assert info.step_size == pytest.approx(0.3 * next[2] ** 2)
+
+
+def test_steps_of_one_size_are_taken_at_every_level_and_may_be_swept():
+    for next in ((0.1, 0.99, 0.1), (0.2, 0.9, 0.2)):
+        step = oracle.langevin_step(LAW, NOISY, next, epsilon=lambda now, next: 0.004)
+        measured, info = one_step(NOISY, next, step_size=fixed_step_size(0.004))
+        np.testing.assert_allclose(measured, oracle.replay([step], np.array([0.4, -1.0]), draws(1)), rtol=1e-11)
+        assert info.step_size == pytest.approx(0.004)
+    now, next = levels(NOISY, (0.1, 0.99, 0.1))
+    swept = jax.vmap(lambda epsilon: fixed_step_size(epsilon)(now, next))(jnp.array([0.1, 0.2]))
+    np.testing.assert_allclose(swept, [0.1, 0.2])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_to_noise_ratio_sets_the_length_of_the_drift(count):
+    # Song et al. (2021), algorithm 5, in numpy: h = 2 (r |z| / |score|)^2 anew in each step, x + h score + sqrt(2 h) z.
+    next, x = (0.1, 0.9, 0.3), np.array([0.4, -1.0])
+    slope, level = oracle.score(LAW, *next[1:])
+    for z in draws(count)[0]:
+        pull = slope @ x + level
+        h = 2 * (0.16 * np.linalg.norm(z) / np.linalg.norm(pull)) ** 2
+        x = x + h * pull + np.sqrt(2 * h) * z
+        assert np.linalg.norm(h * pull) == pytest.approx(0.16 * np.linalg.norm(np.sqrt(2 * h) * z))
+    measured, info = one_step(NOISY, next, count, adapt=signal_to_noise())
+    np.testing.assert_allclose(measured, x, rtol=1e-11)
+    assert info.step_size == pytest.approx(2 * h)
+    assert info.stiffness == pytest.approx(2 * h / 0.3**2)
+
+
+def test_a_sample_does_not_depend_on_the_others_of_its_batch():
+    law = runs.exact(runs.CONDITIONAL)
+    sampler = langevin(denoiser(runs.predictor_of(law)), 2, adapt=signal_to_noise(0.2))
+    now, next = levels(NOISY, (0.1, 0.9, 0.3))
+    keys, x = jax.random.split(jax.random.key(0), 5), jax.random.normal(jax.random.key(1), (5, 2))
+    batch = jax.jit(jax.vmap(lambda key, x: sampler.step(key, sampler.init(x), now, next)[0].x))
+    together = batch(keys, x)
+    # The same program on other companions: the same bits.
+    np.testing.assert_array_equal(batch(keys, x.at[1:].multiply(100.0))[0], together[0])
+    for i in range(5):
+        np.testing.assert_allclose(batch(keys[i : i + 1], x[i : i + 1])[0], together[i], rtol=1e-6)
+    # Each has a step of its own.
+    sizes = jax.vmap(lambda key, x: sampler.step(key, sampler.init(x), now, next)[1].step_size)(keys, x)
+    assert len(set(np.asarray(sizes).tolist())) == 5
+
+
+@pytest.mark.parametrize("rule", [fixed_step_size, signal_to_noise])
+@pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan])
+def test_a_step_that_is_none_is_refused(rule, value):
+    name = "a step size" if rule is fixed_step_size else "a signal-to-noise ratio"
+    with pytest.raises(ValueError) as caught:
+        rule(value)
+    assert str(caught.value) == f"{name} must be positive and finite, got {value}"
+
+
+def test_a_correction_may_be_made_at_the_level_that_was_left():
+    # The size remains that of the interval; the score is the one of the old level.
+    old, new, x = NOISY, (0.1, 0.99, 0.1), np.array([0.4, -1.0])
+    slope, level = oracle.score(LAW, *old[1:])
+    epsilon = oracle.path_epsilon(old, new)
+    expected = x + epsilon / 2 * (slope @ x + level) + np.sqrt(epsilon) * draws(1)[0][0]
+    measured, info = one_step(old, new, evaluate_at=at_now)
+    np.testing.assert_allclose(measured, expected, rtol=1e-11)
+    assert info.stiffness == pytest.approx(epsilon / old[2] ** 2)
+    # There is noise there even in the last step, and no clean score is needed.
+    assert np.abs(one_step(old, CLEAN, evaluate_at=at_now)[0] - x).min() > 1e-2
+
+
+def curvature(level):
+    """Of the guided law at scale 3 of the first problem of Bradley & Nakkiran (2024), in closed form."""
+    return 3.0 / (1.0 + level.sigma**2) - 2.0 / (2.0 + level.sigma**2)
+
+
+@pytest.mark.parametrize("steps", [10, 640])
+def test_unstable_steps_are_flagged_where_the_iteration_grows(steps):
+    grid = karras_grid(steps)
+    score_of = lambda x, level: -curvature(level) * x  # noqa: E731
+    model = denoiser(lambda x, level: from_score(x, level, score_of(x, level)))
+    told = langevin(model, curvature=curvature, clean_score=lambda x: -2.0 * x)
+    infos = [
+        jax.jit(lambda grid, sampler=sampler: trajectory(sampler, jax.random.key(0), jnp.ones(1), grid)[1])(grid)
+        for sampler in (told, langevin(model))
+    ]
+    now, next = grid.sigma[:-1], grid.sigma[1:]
+    # One step multiplies by 1 - epsilon curvature / 2, which grows from 4 on.
+    growth = np.abs(1 - 0.5 * (now**2 - next**2) * curvature(Level(grid.time, 1.0, next)))
+    np.testing.assert_array_equal(infos[0].unstable, growth >= 1)
+    # Not told the curvature, it takes the largest that data may have, and at sigma = 0 nothing is done.
+    bound = (next > 0) & (now**2 >= 5 * next**2)
+    np.testing.assert_array_equal(infos[1].unstable, bound)
+    if steps == 10:
+        # From sigma 4.07 to 1.50 the product is 6.4, and 4.9 in the step before; the bound warns at narrower levels too.
+        worst = int(np.argmax(growth))
+        assert (now[worst], next[worst]) == pytest.approx((4.07, 1.50), abs=5e-3)
+        assert 2 * (growth[worst] + 1) == pytest.approx(6.4, abs=0.05)
+        assert np.flatnonzero(infos[0].unstable).tolist() == [worst - 1, worst]
+        assert np.flatnonzero(bound).tolist() == [*range(worst - 1, 9)]
+    else:
+        assert not bound.any()
+        assert not infos[0].unstable.any()
+
+
+def test_nothing_is_unstable_where_nothing_is_done():
+    wide = {"step_size": fixed_step_size(1e3), "curvature": lambda level: 1.0}
+    assert one_step(NOISY, (0.1, 0.99, 0.1), **wide)[1].unstable
+    assert not one_step(NOISY, (0.1, 0.99, 0.1), 0, **wide)[1].unstable
+    assert not one_step(NOISY, CLEAN, **wide)[1].unstable
+    assert one_step(NOISY, CLEAN, with_clean_score=True, **wide)[1].unstable
 
 
 def test_the_path_step_size_is_beta_dt_on_the_linear_path():

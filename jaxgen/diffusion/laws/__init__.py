@@ -1,0 +1,61 @@
+"""The laws that guided sampling reaches in the limit of small steps, known without sampling.
+
+For Gaussians they are closed forms; for mixtures of equal isotropic components the flow of DDIM has no singularity in
+its canonical variables, and the laws of DDPM and PCG solve a Fokker-Planck equation. `translate` finds the scale at
+which one sampler does what another does at its own.
+"""
+
+from jaxgen.diffusion.laws.canonical import (
+    CanonicalProblem,
+    Moments,
+    canonical_drift,
+    canonical_problem,
+    ddim_map,
+    ddim_moments,
+    powered_moments,
+    three_clusters,
+    two_clusters,
+)
+from jaxgen.diffusion.laws.fokker_planck import Density, ddpm_law, ddpm_moments, pcg_law, pcg_moments, shares
+from jaxgen.diffusion.laws.gaussian import (
+    ddim_interval_variance,
+    ddim_mean,
+    ddim_variance,
+    ddpm_interval_variance,
+    ddpm_mean,
+    ddpm_variance,
+    pcg_variance,
+    powered_mean,
+    powered_variance,
+)
+from jaxgen.diffusion.laws.translation import ddpm_scale_of_pcg, pcg_scale_of_ddpm, translate
+
+__all__ = [
+    "CanonicalProblem",
+    "Density",
+    "Moments",
+    "canonical_drift",
+    "canonical_problem",
+    "ddim_interval_variance",
+    "ddim_map",
+    "ddim_mean",
+    "ddim_moments",
+    "ddim_variance",
+    "ddpm_interval_variance",
+    "ddpm_law",
+    "ddpm_mean",
+    "ddpm_moments",
+    "ddpm_scale_of_pcg",
+    "ddpm_variance",
+    "pcg_law",
+    "pcg_moments",
+    "pcg_scale_of_ddpm",
+    "pcg_variance",
+    "powered_mean",
+    "powered_moments",
+    "powered_variance",
+    "shares",
+    "three_clusters",
+    "translate",
+    "two_clusters",
+]

@@ -1,0 +1,141 @@
+"""The laws of guided clusters: an ODE solver and a Fokker-Planck solver of others, closed forms, quadrature."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from jaxgen.diffusion import laws
+
+# mu, scale; mean, variance and skewness of DDIM, of DDPM (uncertain by 2e-6), and of the powered law.
+TWO = [
+    (1, 2, (1.612542427, 0.580269344, 0.3302), (1.481578, 0.672050, 0.2533), (1.289989272, 0.744280678, 0.2071)),
+    (1, 3, (2.026889029, 0.427312624, 0.5198), (1.751652, 0.574920, 0.3467), (1.439531796, 0.644152483, 0.3123)),
+    (2, 3, (3.049743395, 0.398039602, 0.6308), (2.478280, 0.745922, 0.2371), (2.102291048, 0.834442433, 0.2624)),
+    (2, 5, (3.628265426, 0.304116178, 0.6701), (2.641214, 0.731132, 0.2387), (2.139363051, 0.790163272, 0.3229)),
+]
+# Three clusters: scale, and the shares below -1.5, between and above 1.5, of DDIM, DDPM and the powered law.
+THREE = {
+    1.0: [(0.0567, 0.1867, 0.7566)] * 3,
+    2.0: [(0.004439, 0.016699, 0.978862), (0.003414, 0.030591, 0.965995), (0.005373, 0.066003, 0.928625)],
+    3.0: [(0.000261, 0.000562, 0.999177), (0.000097, 0.002703, 0.997200), (0.000455, 0.023928, 0.975617)],
+}
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """One program for each kind of law, over all problems and scales of one shape."""
+    ddim = jax.jit(lambda problem, scale: laws.ddim_moments(problem, scale))
+    return ddim, jax.jit(lambda problem, scale, count: laws.pcg_moments(problem, scale, count))
+
+
+@pytest.mark.parametrize(("mu", "scale", "ddim", "ddpm", "powered"), TWO)
+def test_two_clusters(compiled, mu, scale, ddim, ddpm, powered):
+    with jax.enable_x64(True):
+        problem = laws.two_clusters(float(mu))
+        found = compiled[0](problem, float(scale))
+        np.testing.assert_allclose(found[:2], ddim[:2], atol=2e-9)
+        assert float(found.skewness) == pytest.approx(ddim[2], abs=1e-4)
+        found = compiled[1](problem, 2.0 * scale - 1.0, 1.0)
+        np.testing.assert_allclose(found[:2], ddpm[:2], atol=4e-6)
+        assert float(found.skewness) == pytest.approx(ddpm[2], abs=1e-4)
+        found = laws.powered_moments(problem, float(scale))
+        np.testing.assert_allclose(found[:2], powered[:2], atol=1e-9)
+        assert float(found.skewness) == pytest.approx(powered[2], abs=1e-4)
+
+
+def test_the_map_of_ddim_has_the_known_values():
+    expected = [0.9106746494, 1.3804956803, 1.9648472060, 2.6802610290, 3.4993195722]
+    with jax.enable_x64(True):
+        found = jax.vmap(lambda y: laws.ddim_map(laws.two_clusters(1.0), 3.0, y[None])[0])(jnp.arange(-2.0, 3.0))
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("problem", "scale", "rows", "last"),
+    [
+        (
+            lambda: laws.two_clusters(1.0),
+            5.0,
+            {1: (1.751652, 0.574920), 2: (1.742513, 0.575221), 5: (1.680389, 0.565933), 20: (1.632414, 0.556172)},
+            (1.614777, 0.552378),
+        ),
+        (
+            lambda: laws.two_clusters(2.0),
+            5.0,
+            {1: (2.478, 0.7459), 2: (2.349, 0.7751), 3: (2.282, 0.7803), 5: (2.224, 0.7833)},
+            (2.139, 0.7902),
+        ),
+        (
+            laws.three_clusters,
+            3.0,
+            {1: (3.23358, 1.08519), 2: (3.25151, 0.91802), 5: (3.21002, 0.86899), 20: (3.17591, 0.85594)},
+            (3.16311, 0.85305),
+        ),
+    ],
+    ids=["mu = 1", "mu = 2", "three"],
+)
+def test_any_number_of_corrections_of_clusters(compiled, problem, scale, rows, last):
+    places = 5e-4 if problem().centres.shape == (2, 1) and float(problem().centres[1, 0]) == 2.0 else 1e-5
+    with jax.enable_x64(True):
+        for count, expected in rows.items():
+            np.testing.assert_allclose(compiled[1](problem(), scale, float(count))[:2], expected, atol=places)
+        np.testing.assert_allclose(laws.powered_moments(problem(), scale)[:2], last, atol=places)
+
+
+@pytest.mark.parametrize("scale", THREE)
+def test_three_clusters(scale):
+    edges = jnp.array([-1.5, 1.5])
+    with jax.enable_x64(True):
+        problem = laws.three_clusters()
+        y = jnp.linspace(-8.0, 8.0, 4001)
+        x = jax.jit(jax.vmap(lambda y: laws.ddim_map(problem, scale, y[None])[0]))(y)
+        # The map rises: a share of x is one of y. Its ends are found where it crosses the edges.
+        crossings = np.interp([-1.5, 1.5], np.asarray(x), np.asarray(y))
+        normal = lambda y: quad(lambda z: np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi), -12, y, epsabs=1e-13)[0]  # noqa: E731
+        below = [normal(crossing) for crossing in crossings]
+        found = np.diff([0.0, *below, 1.0]), np.asarray(laws.shares(laws.ddpm_law(problem, scale, cells=1600), edges))
+    # Half of the last digit that is given, and 3e-5: 1,600 cells, not extrapolated.
+    places = 8e-5 if scale == 1.0 else 3e-5
+    np.testing.assert_allclose(found[0], THREE[scale][0], atol=places)
+    np.testing.assert_allclose(found[1], THREE[scale][1], atol=places)
+
+
+def test_the_density_of_a_single_component_is_the_closed_form_of_the_gaussian():
+    # One component under both: nothing guides it, and the law is the component, for any number of corrections.
+    with jax.enable_x64(True):
+        problem = laws.canonical_problem([[1.5]], 0.7, [1.0], [1.0])
+        found = laws.pcg_moments(problem, 4.0, 3.0)
+        np.testing.assert_allclose(found, [1.5, 0.49, 0.0], atol=1e-5)
+        density = laws.pcg_law(problem, 4.0, 3.0)
+        exact = np.exp(-0.5 * ((density.x - 1.5) / 0.7) ** 2) / 0.7 / np.sqrt(2 * np.pi)
+        np.testing.assert_allclose(density.density, exact, atol=2e-4)
+        np.testing.assert_allclose(laws.ddim_moments(problem, 4.0), [1.5, 0.49, 0.0], atol=1e-8)
+
+
+def test_the_law_converges_at_second_order():
+    with jax.enable_x64(True):
+        problem = laws.two_clusters(1.0)
+        means = []
+        for part in (1, 2, 4):
+            law = laws.ddpm_law(problem, 3.0, cells=150 * part, steps=150 * part)
+            means.append(float(jnp.sum(law.x * law.density) * (law.x[1] - law.x[0])))
+    order = np.log2(abs(means[0] - means[1]) / abs(means[1] - means[2]))
+    assert order == pytest.approx(2.0, abs=0.2)
+
+
+def test_laws_on_a_line_refuse_a_plane_and_problems_that_are_none():
+    plane = laws.canonical_problem([[0.0, 1.0]], 1.0, [1.0], [1.0])
+    for law in (laws.ddim_moments, laws.powered_moments, laws.ddpm_law):
+        with pytest.raises(ValueError, match="in one dimension, the problem has 2"):
+            law(plane, 2.0)
+    for arguments, sentence in (
+        (([[0.0]], 0.0, [1.0], [1.0]), "std must be positive and finite, got 0.0"),
+        (([[0.0]], 1.0, [0.5], [1.0]), "weights must be non-negative and sum to 1, got \\[0.5\\]"),
+        (([[0.0]], 1.0, [0.5, 0.5], [1.0]), "got shapes \\(1, 1\\), \\(2,\\) and \\(1,\\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            laws.canonical_problem(*arguments)
+    with pytest.raises(ValueError, match="cells and steps must be at least 2, got 1 and 800"):
+        laws.ddpm_law(laws.two_clusters(1.0), 2.0, cells=1)
