@@ -104,6 +104,11 @@ def score_all(
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
+def frechet(judge: Judge, samples: Float[np.ndarray, "count 64"]) -> float:
+    """Compute the Fréchet distance of features to the held-out digits, of any number of samples."""
+    return float(unbiased_frechet_distance(_features(judge.layers, np.clip(samples, -1.0, 1.0)), judge.features))
+
+
 def told(values: np.ndarray) -> str:
     """Write the mean and the standard deviation of a statistic over seeds or subsets."""
     return f"{values.mean():.3f} ± {values.std(ddof=1):.3f}"

@@ -5,8 +5,8 @@ from experiments.claims import Claim
 _PAPER = "Bradley & Nakkiran 2024, Classifier-Free Guidance is a Predictor-Corrector"
 _OURS = "jaxgen, a question that reviewers of Bradley & Nakkiran 2024 asked"
 _WEIGHTS = "needs the weights of {}, which this command does not take yet; the claim on digits stands in for it"
-_NO_SDXL = dict.fromkeys(("ci", "default", "gpu", "paper"), _WEIGHTS.format("Stable Diffusion XL"))
-_NO_EDM2 = dict.fromkeys(("ci", "default", "gpu", "paper"), _WEIGHTS.format("EDM2 on ImageNet"))
+_NO_SDXL: dict[str, str] = dict.fromkeys(("ci", "default", "gpu", "paper"), _WEIGHTS.format("Stable Diffusion XL"))
+_NO_EDM2: dict[str, str] = dict.fromkeys(("ci", "default", "gpu", "paper"), _WEIGHTS.format("EDM2 on ImageNet"))
 _OF_THE_LAW = "2 % of the law; the nearest of the other two laws is 6 % away"
 
 CLAIMS = (

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxgen.diffusion import (
 )
 from jaxgen.typing import ArrayLike, PRNGKey, Sample, Scalar
 
-CleanScore: TypeAlias = Callable[[Sample], Sample]
+CleanScore: TypeAlias = Callable[[Any], Any]
 Method: TypeAlias = Callable[[Denoiser, Denoiser, CleanScore], Sampler]
 # At this noise the start is forgotten: what is left of it is of the order of 1 / SIGMA_MAX.
 SIGMA_MAX = 1000.0
@@ -126,14 +126,16 @@ def _predict_on_line(mixture: GaussianMixture, x: Sample, level: Level) -> Predi
     shares = [jnp.exp(log_joint - largest) for log_joint, _, _ in parts]
     total = sum(shares)
     x0, noise = (sum(share * part[i] for share, part in zip(shares, parts, strict=True)) / total for i in (1, 2))
-    return Prediction(x0, noise)
+    return Prediction(jnp.asarray(x0), jnp.asarray(noise))
 
 
 def cloud_score(problem: Problem, scale: Scalar, level: Level) -> CleanScore:
     """Return the guided score of a cloud at `level`, sigma = 0 included."""
 
-    def guided(one: Sample) -> Sample:
-        return scale * score(problem.conditional, one, level) + (1 - scale) * score(problem.unconditional, one, level)
+    def guided(one: Array) -> Array:
+        return jnp.asarray(
+            scale * score(problem.conditional, one, level) + (1 - scale) * score(problem.unconditional, one, level)
+        )
 
     return jax.vmap(guided)
 
@@ -142,15 +144,16 @@ def cloud_score(problem: Problem, scale: Scalar, level: Level) -> CleanScore:
 def draw_cloud(
     method: Method, problem: Problem, key: PRNGKey, scale: Scalar, grid: Level, *, particles: int
 ) -> Float[Array, "particles D"]:
-    """Draw a cloud from the exact law of the first level by one run of a sampler."""
+    """Draw a cloud by one run of a sampler, from noise around the conditional's mean: the first level is all noise."""
     conditional = cloud_predictor(problem.conditional)
     guided = guide(conditional, cloud_predictor(problem.unconditional), scale)
-    clean = Level(*(jnp.zeros_like(grid.sigma[0]) + value for value in (0.0, 1.0, 0.0)))
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], grid)
+    clean = Level(0.0 * first.sigma, jnp.ones_like(first.sigma), 0.0 * first.sigma)
     sampler = method(denoiser(conditional), denoiser(guided), cloud_score(problem, scale, clean))
     noise_key, sampler_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, (particles, problem.conditional.means.shape[-1]))
     mean = jnp.exp(problem.conditional.log_weights) @ problem.conditional.means
-    return sample(sampler, sampler_key, grid.alpha[0] * mean[None] + grid.sigma[0] * noise, grid)
+    return jnp.asarray(sample(sampler, sampler_key, first.alpha * mean[None] + first.sigma * noise, grid))
 
 
 @partial(jax.jit, static_argnames=("method", "particles"))
@@ -206,7 +209,8 @@ def extrapolated(
         measure_clouds(run, method, problem, scales, count, particles=particles, seeds=seeds)
         for count in (steps, 2 * steps)
     )
-    return Statistics(*(2 * f - c for c, f in zip(coarse[:-1], fine[:-1], strict=True)), fine.counts)
+    mean, variance, skewness, shares = (2 * f - c for c, f in zip(coarse[:-1], fine[:-1], strict=True))
+    return Statistics(mean, variance, skewness, shares, fine.counts)
 
 
 def seed_keys(run: RunDirectory, seeds: int) -> Iterator[PRNGKey]:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from experiments.run_directory import RunDirectory
 from jaxgen.diffusion import laws
 
 _GAUSSIAN, _TWO, _THREE = "the Gaussian problem", "two clusters, mu = 2", "three clusters"
+_Found: TypeAlias = dict[str, dict[int, clouds.Statistics]]
 _KNOWN = {
     _GAUSSIAN: references.CORRECTED_VARIANCES,
     _TWO: references.TWO_CLUSTERS_CORRECTED,
@@ -31,7 +32,7 @@ def measure(config: Any, run: RunDirectory) -> None:
         _TWO: clouds.two_clusters(2.0),
         _THREE: clouds.three_clusters(),
     }
-    found: dict[str, dict[int, clouds.Statistics]] = {}
+    found: _Found = {}
     counts = {name: [count for count in config.corrections if count in known] for name, known in _KNOWN.items()}
     with run.progress(sum(map(len, counts.values())), "numbers of corrections") as progress:
         done = 0
@@ -50,7 +51,7 @@ def _scan(config: Any, run: RunDirectory, problem: clouds.Problem, scale: float,
     return clouds.measure_clouds(run, clouds.ByPCG(count), problem, [scale], config.scan_steps, **options)
 
 
-def _record(run: RunDirectory, found: dict[str, dict[int, clouds.Statistics]], seconds: float) -> None:
+def _record(run: RunDirectory, found: _Found, seconds: float) -> None:
     gaussian, two = (found[name] for name in (_GAUSSIAN, _TWO))
     narrow = [Cell(f"K = {count}: variance", values=of.variance[:, 0]) for count, of in gaussian.items()]
     run.record("D6", narrow, seconds=seconds)

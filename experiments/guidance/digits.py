@@ -106,7 +106,9 @@ def _compare(session: Session) -> None:
             for name in names[1:]:
                 found = _tests(session, kernel, drawn["DDPM"], drawn[name])
                 discrepancies[name, gamma], p_values[name, gamma] = found
-            distances = {name: _frechet(session, drawn[name], labels) for name in names[:2]}
+            distances = {
+                name: np.array([judging.frechet(session.judge, images) for images in drawn[name]]) for name in names[:2]
+            }
             frechet.append(Cell(f"gamma = {gamma:g}", values=distances["PCG matched"], control=distances["DDPM"]))
             run.arrays(**{f"frechet_{name}_{gamma:g}".replace(" ", "_"): of for name, of in distances.items()})
     seconds = time.perf_counter() - began
@@ -138,11 +140,6 @@ def _tests(session: Session, kernel, first: np.ndarray, second: np.ndarray) -> t
         key = jax.random.fold_in(jax.random.key(session.run.seed), 10_000 + seed)
         found.append(mmd_permutation_test(kernel, *pair, key, permutations=session.config.permutations))
     return np.array([float(of.statistic) for of in found]), np.array([float(of.p_value) for of in found])
-
-
-def _frechet(session: Session, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    rows = zip(images, labels, strict=True)
-    return np.array([judging.score(session.judge, *row, classify=False)["frechet"] for row in rows])
 
 
 def _tell(session: Session, discrepancies: Mapping, p_values: Mapping) -> None:

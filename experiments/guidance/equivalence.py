@@ -84,7 +84,8 @@ def _papers_pcg(problem: clouds.Problem, scale: Scalar, *, old: bool) -> Sampler
 
 
 def _guided_sde(problem: clouds.Problem, scale: Scalar) -> Sampler:
-    guided = guide(*(clouds.cloud_predictor(mixture) for mixture in problem), scale)
+    conditional, unconditional = (clouds.cloud_predictor(mixture) for mixture in problem)
+    guided = guide(conditional, unconditional, scale)
     return euler_maruyama(denoiser(guided), SCHEDULE)
 
 
