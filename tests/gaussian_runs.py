@@ -182,7 +182,7 @@ def forced_noise(noise):
 
 
 def with_alternating_noise(sampler, x, grid):
-    """Run a sampler on x, `[batch, D]`, with z_n = (-1)^n for every draw of step n, as published values are; float64."""
+    """Run a sampler on x, `[batch, D]`, with z_n = (-1)^n for every draw of step n, as known values are; float64."""
     grid = jax.tree.map(jnp.asarray, grid)
     now, next = (jax.tree.map(lambda leaf, part=part: leaf[part], grid) for part in (slice(-1), slice(1, None)))
     signs = (-1.0) ** jnp.arange(len(now.sigma))

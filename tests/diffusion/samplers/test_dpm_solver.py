@@ -23,6 +23,7 @@ from jaxgen.diffusion import (
     predict_exactly,
     sample,
     scaled_linear_betas,
+    sigma_grid,
     timestep_grid,
     trailing_timesteps,
     uniform_grid,
@@ -44,6 +45,16 @@ def test_two_steps_meet_their_recursion_on_gaussian_data(form):
         # x and x0 cancel in a step of length h: e^-h is rounded by 6e-8 h, as is 1 - e^-h.
         tolerances={"float64": 1e-10, "float32": 2e-5},
     )
+
+
+def test_the_stochastic_form_leaves_the_variance_of_the_data_to_second_order():
+    # N(0, 1.7) by the recursion that the library was shown to follow; DDPM, without the history, is of first order.
+    law, counts, errors = [(1.0, oracle.Gaussian(np.zeros(1), np.array([[1.7]])))], np.array([80, 160, 320, 640]), []
+    for count in counts:
+        maps = oracle.multistep_walk(law, sigma_grid(np.geomspace(20.0, 0.05, count + 1)), stochastic=True)
+        _, covariance = oracle.moments(maps, np.zeros(2), np.diag([1.7 + 20.0**2, 0.0]))
+        errors.append(covariance[0, 0] - (1.7 + 0.05**2))
+    runs.assert_order(counts, errors, 2.0, 0.02)
 
 
 def without_history(sampler):

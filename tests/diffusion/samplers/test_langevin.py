@@ -177,7 +177,7 @@ def test_unstable_steps_are_flagged_where_the_iteration_grows(steps):
     bound = (next > 0) & (now**2 >= 5 * next**2)
     np.testing.assert_array_equal(infos[1].unstable, bound)
     if steps == 10:
-        # From sigma 4.07 to 1.50 the product is 6.4, and 4.9 in the step before; the bound warns at narrower levels too.
+        # From sigma 4.07 to 1.50 the product is 6.4, and 4.9 in the step before; the bound warns further down too.
         worst = int(np.argmax(growth))
         assert (now[worst], next[worst]) == pytest.approx((4.07, 1.50), abs=5e-3)
         assert 2 * (growth[worst] + 1) == pytest.approx(6.4, abs=0.05)
