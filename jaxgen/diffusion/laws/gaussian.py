@@ -106,14 +106,16 @@ def pcg_variance(
         raise ValueError(f"num_steps must be at least 0 and finite, got {num_steps}")
     count = jnp.asarray(num_steps, jnp.result_type(float))
     exponent = count * (1.0 - scale)
-    kept = jnp.where(count > 0, p ** jnp.where(count > 0, count, 1.0), 1.0) * _power(p, delta, exponent)
+    log_p = jnp.log(jnp.maximum(p, jnp.finfo(count.dtype).tiny))
+    # In logarithms: one factor may overflow where the other vanishes.
+    kept = jnp.exp(count * log_p + exponent * (jnp.log1p(delta) - jnp.log1p(delta * p)))
     start = variance * kept if start_variance is None else start_variance * p * kept
     # z = e^(-v / K): the integrand falls as e^-v at last, at first as e^(-rate v), and grows by e^gain at most between.
     safe = jnp.where(count > 0, count, 1.0)
     rate = 1.0 - (1.0 - scale) * delta / (1.0 + delta)
     gain = jnp.abs(exponent) * jnp.abs(jnp.log1p(delta))
     last = jnp.where(rate > 0, jnp.minimum(45.0 / jnp.clip(rate, 1e-3, 1.0), 45.0 + gain), 45.0 + gain)
-    end = jnp.minimum(last, -safe * jnp.log(jnp.maximum(p, jnp.finfo(safe.dtype).tiny)))
+    end = jnp.minimum(last, -safe * log_p)
     factor = lambda v: jnp.exp(-v + exponent * (jnp.log1p(delta) - jnp.log1p(delta * jnp.exp(-v / safe))))  # noqa: E731
     drawn = _integral(factor, end)
     return jnp.asarray(start + jnp.where(count > 0, variance * drawn, 0.0))

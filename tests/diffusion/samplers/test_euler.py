@@ -93,5 +93,5 @@ def test_flow_matching_by_euler_is_ddim_on_the_same_grid(enabled, tolerance):
             by_hand, by_euler, by_ddim = both(jnp.array([x]))
             np.testing.assert_allclose(by_euler, by_hand, rtol=tolerance)
             np.testing.assert_allclose(by_ddim, by_hand, rtol=tolerance)
-            if x == 0.3:  # the dossier's value, by an independent program
+            if x == 0.3:  # the value of an independent program
                 np.testing.assert_allclose(by_euler, 1.4007372344003783, rtol=tolerance)

@@ -92,7 +92,7 @@ def test_guided_ddim_and_ddpm_reach_their_closed_forms(scale, powered, ddpm, ddi
     assert limit(lambda rho: ddpm_variance(scale, rho)) == pytest.approx(ddpm, abs=5e-6)
 
 
-# K corrections at scale gamma, and the dossier's values.
+# K corrections at scale gamma, and the values of another program.
 CORRECTIONS = [
     (1, 3.0, 0.5833333333333333),
     (2, 3.0, 0.5375),
@@ -199,7 +199,7 @@ def test_pcg_is_guided_ddpm_at_strong_order_one_under_the_same_noise():
                     pull = grid.alpha[n] * (scale - (scale - 1) * np.tanh(grid.alpha[n] * x)) - x
                     x = x + step * (x / 2 + pull) + np.sqrt(step) * noise[n]
                 found.append(np.sqrt(np.mean((pcg - x) ** 2)))
-    # The dossier's, from 20,000 particles: 2 % between seeds there, twice that here.
+    # Another program's, from 20,000 particles: 2 % between seeds there, twice that here.
     np.testing.assert_allclose(gaps[3.0], [9.57e-3, 4.64e-3, 2.29e-3, 1.138e-3], rtol=0.05)
     runs.assert_first_order(counts, gaps[3.0])
     # At the corrector's own scale the two do not meet.
