@@ -45,7 +45,7 @@ print(f"jax {jax.__version__}, {jax.device_count()} x {jax.devices()[0].device_k
 import os
 
 SIZE = os.environ.get("JAXGEN_NOTEBOOK_SIZE", "small")
-samples, steps = {"ci": (16_384, 200), "small": (65_536, 500), "full": (524_288, 1000)}[SIZE]
+samples, steps = {"ci": (8_192, 100), "small": (32_768, 400), "full": (524_288, 1000)}[SIZE]
 
 # %% [markdown]
 # ## The samplers, in ten lines
