@@ -23,8 +23,8 @@ def test_a_scale_of_ddim_becomes_the_scale_of_ddpm_with_the_same_variance():
 def test_pcg_with_one_correction_is_ddpm_at_the_mean_scale_in_mean_and_variance_of_clusters():
     with jax.enable_x64(True):
         problem = laws.two_clusters(1.0)
-        pcg = lambda g: laws.pcg_moments(problem, g, 1.0, cells=200, steps=200)  # noqa: E731
-        ddpm = laws.ddpm_moments(problem, 3.0, cells=200, steps=200)
+        pcg = lambda g: laws.pcg_moments(problem, g, 1.0, cells=80, steps=80)  # noqa: E731
+        ddpm = laws.ddpm_moments(problem, 3.0, cells=80, steps=80)
         by_mean = laws.translate(ddpm.mean, lambda g: pcg(g).mean, high=10.0)
         by_variance = laws.translate(ddpm.variance, lambda g: pcg(g).variance, high=10.0)
     assert [float(by_mean), float(by_variance)] == [pytest.approx(5.0, rel=1e-9)] * 2
