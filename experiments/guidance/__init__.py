@@ -25,13 +25,13 @@ class Config:
     """Independent seeds of each claim on these problems."""
     exact_steps: int = 250
     """Steps of the coarser of two runs whose results are extrapolated to small steps; the finer takes twice as many."""
-    scan_steps: int = 400
+    scan_steps: int = 800
     """Steps of the runs with several corrections at each level."""
     corrections: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
     """Numbers of corrections of these runs, 1, 2 and 20 among them."""
     cells: int = 800
     """Cells of the grid on which Fokker-Planck equations are solved; half as many bound the error."""
-    scan_particles: int = 16_384
+    scan_particles: int = 24_576
     """Samples of one seed in these runs."""
     orders: tuple[int, ...] = (20, 40, 80, 160)
     """Numbers of steps over which the order of the variance's error is fitted."""
@@ -41,9 +41,9 @@ class Config:
     """Samples of one seed in this fit."""
     smc_particles: int = 16_384
     """Weighted particles of one run of sequential Monte Carlo."""
-    class_samples: int = 1000
+    class_samples: int = 1500
     """Samples of one seed from the Gaussian of a digit in 64 dimensions."""
-    class_steps: int = 200
+    class_steps: int = 400
     """Steps of these runs."""
     class_scales: tuple[float, ...] = (2.0, 4.0)
     """Guidance scales of these runs."""

@@ -62,14 +62,14 @@ def _record(run: RunDirectory, found: _Found, seconds: float) -> None:
         ]
         run.record(claim, cells, seconds=seconds)
     laws_cells = [
-        Cell(f"Gaussian, K = {count}: variance - law", values=of.variance[:, 0] - references.CORRECTED_VARIANCES[count])
+        Cell(f"Gaussian, K = {count}: variance / law", values=of.variance[:, 0] / references.CORRECTED_VARIANCES[count])
         for count, of in gaussian.items()
     ]
     for name, known in ((_TWO, references.TWO_CLUSTERS_CORRECTED), (_THREE, references.THREE_CLUSTERS_CORRECTED)):
         for count, of in found[name].items():
             for quantity, law in zip(("mean", "variance"), known[count], strict=True):
-                values = getattr(of, quantity)[:, 0] - law
-                laws_cells.append(Cell(f"{name}, K = {count}: {quantity} - law", values=values))
+                values = getattr(of, quantity)[:, 0] / law
+                laws_cells.append(Cell(f"{name}, K = {count}: {quantity} / law", values=values))
     run.record("D9-laws", laws_cells, seconds=seconds)
 
 

@@ -24,7 +24,6 @@ from jaxgen.diffusion import (
     draw_block,
     edm_preconditioned,
     euler,
-    euler_ancestral,
     euler_maruyama,
     forward_std,
     heun,
@@ -51,7 +50,6 @@ SAMPLERS = {
     "ddpm, large": lambda conditional, guided, eta: ddpm(guided, std=quiet_end(forward_std)),
     "dpm_solver_pp_2m": lambda conditional, guided, eta: dpm_solver_pp_2m(guided),
     "dpm_solver_pp_2m_sde": lambda conditional, guided, eta: dpm_solver_pp_2m_sde(guided),
-    "euler_ancestral": lambda conditional, guided, eta: euler_ancestral(guided, eta),
     "euler_maruyama": lambda conditional, guided, eta: euler_maruyama(guided, EDM(80.0)),
     "heun": lambda conditional, guided, eta: heun(guided),
     "heun_flow": lambda conditional, guided, eta: heun_flow(guided, EDM(80.0)),
@@ -146,7 +144,7 @@ def test_scale_eta_seed_label_and_grid_never_trace_again(name):
     usual = {"params": 0.5, "seed": 0, "label": 3, "scale": 2.0, "eta": 0.5, "grid": karras_grid(4)}
     others = {"params": 0.7, "label": 1, "scale": 0.0, "grid": karras_grid(4, sigma_max=70.0, rho=5.0)}
     others |= {} if name in WITHOUT_NOISE else {"seed": 1}
-    others |= {"eta": 0.0} if name in ("ddim", "euler_ancestral") else {}
+    others |= {"eta": 0.0} if name == "ddim" else {}
     if name == "inversion":
         usual, others = ({**run, "grid": rising(run["grid"])} for run in (usual, others))
 
