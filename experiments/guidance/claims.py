@@ -161,7 +161,7 @@ CLAIMS = (
         rule="equal",
         reference=1.0,
         margin=0.02,
-        margin_reason="2 % of the law, as for D1; the second correction moves those of clusters by 4 to 15 %",
+        margin_reason="2 % of the law, as for D1; the second correction moves the variances by 4 to 15 %",
     ),
     Claim(
         "D10",
