@@ -49,7 +49,7 @@ class Config:
     """Guidance scales of these runs."""
     class_label: int = 3
     """Digit of these runs, 0 to 9."""
-    digit_scales: tuple[float, ...] = (2.0, 4.0)
+    digit_scales: tuple[float, ...] = (3.0, 5.0)
     """Guidance scales of the comparison on real digits."""
     digit_seeds: int = 12
     """Sampling seeds of this comparison."""
@@ -57,6 +57,10 @@ class Config:
     """Images of one seed."""
     digit_steps: int = 100
     """Predictor steps of PCG; guided DDPM takes twice as many."""
+    fidelity_steps: int = 200
+    """Predictor steps of PCG where scales and numbers of corrections are compared by precision."""
+    fidelity_samples: int = 60
+    """Images of one seed in this comparison."""
     permutations: int = 999
     """Permutations of each kernel test."""
     grid_scales: tuple[float, ...] = (1.0, 3.0, 5.0, 9.0)
@@ -104,6 +108,8 @@ PRESETS: Mapping[str, Config] = {
         digit_seeds=4,
         digit_samples=150,
         digit_steps=25,
+        fidelity_steps=25,
+        fidelity_samples=60,
         permutations=199,
         grid_scales=(1.0, 5.0),
         grid_corrections=(1, 5),

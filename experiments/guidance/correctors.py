@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims import Cell
@@ -109,7 +110,7 @@ def _limits(cells: int) -> dict[str, dict[tuple[int, float], tuple[float, float]
             size = {"cells": cells // part, "steps": cells // part}
             solve = jax.jit(jax.vmap(partial(laws.pcg_moments, **size), in_axes=(None, None, 0)))
             for name, problem in problems.items():
-                problem = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), problem)
+                problem = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), problem)
                 moments = solve(problem, SCALES[name], np.array(_COUNTS))
                 for at, count in enumerate(_COUNTS):
                     limits[name][part, count] = float(moments.mean[at]), float(moments.variance[at])

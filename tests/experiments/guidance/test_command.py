@@ -13,7 +13,8 @@ TINY = (
     *("--particles", "64", "--cluster-particles", "64", "--seeds", "2", "--exact-steps", "2", "--scan-steps", "4"),
     *("--scan-particles", "64", "--orders", "2", "4", "--strong-orders", "2", "4", "--strong-particles", "64"),
     *("--smc-particles", "64", "--class-samples", "64", "--class-steps", "4", "--class-scales", "2", "--cells", "16"),
-    *("--digit-scales", "2", "--digit-seeds", "2", "--digit-samples", "20", "--digit-steps", "2"),
+    *("--digit-scales", "2", "--digit-seeds", "2", "--digit-samples", "80", "--digit-steps", "2"),
+    *("--fidelity-steps", "2", "--fidelity-samples", "10"),
     *("--corrections", "1", "2", "20", "--permutations", "19", "--grid-scales", "1", "--grid-corrections", "1"),
     *("--steps", "2", "--batch-size", "8", "--width", "8", "--hidden", "8", "--blocks", "1"),
 )
@@ -48,7 +49,7 @@ def finished(tmp_path_factory):
         ("--class-scales 1", "--class-scales must lie above 1, where guidance does something"),
         ("--digit-scales nan", "--digit-scales must be finite, got nan"),
         ("--class-label 11", "--class-label must be a digit from 0 to 9, got 11"),
-        ("--digit-samples 598", "--digit-samples must lie between 10 and 597"),
+        ("--digit-samples 598", "--digit-samples must lie between 80"),
         ("--width 0", "width must be at least 1, got 0"),
         ("--preset gpu", "guidance has the presets ci, default; got 'gpu'"),
     ],
