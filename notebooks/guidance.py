@@ -102,14 +102,16 @@ run = functools.partial(draw, laws=(conditional, unconditional), key=jax.random.
 
 # %%
 scales = np.array([1.0, 1.5, 2.0, 3.0, 5.0])
-measured = {name: [run(build, scale=scale) for scale in scales] for name, build in (("DDIM", by_ddim), ("DDPM", by_ddpm))}
+measured = {
+    name: [run(build, scale=scale) for scale in scales] for name, build in (("DDIM", by_ddim), ("DDPM", by_ddpm))
+}
 fine = np.linspace(1, 5, 100)
 laws = {
     "DDIM": 2 ** (1 - fine),
     "DDPM": (2 - 2 ** (2 - 2 * fine)) / (2 * fine - 1),
     "powered": 2 / (fine + 1),
 }
-for (name, law), colour in zip(laws.items(), ("C0", "C1", "C2")):
+for (name, law), colour in zip(laws.items(), ("C0", "C1", "C2"), strict=True):
     plt.semilogy(fine, law, colour, label=f"{name}: law")
     if name in measured:
         plt.semilogy(scales, [of.var() for of in measured[name]], "o" + colour)
@@ -121,8 +123,8 @@ plt.show()
 # %% [markdown]
 # ## Guided DDPM is PCG
 #
-# At $\gamma = 2$ guided DDPM should be PCG at $\gamma' = 3$: both have the variance $7/12$. **One thing to change:** the
-# scale of PCG. At $\gamma' = 2$, the scale that looks right, it is another law: that of guided DDPM at $3/2$.
+# At $\gamma = 2$ guided DDPM should be PCG at $\gamma' = 3$: both have the variance $7/12$. **One thing to change:**
+# the scale of PCG. At $\gamma' = 2$, the scale that looks right, it is another law: that of guided DDPM at $3/2$.
 
 # %%
 print(f"guided DDPM at 2: variance {run(by_ddpm, scale=2.0).var():.4f}, in the limit {7 / 12:.4f}")
@@ -146,7 +148,9 @@ powered = condition**3 / (0.5 * condition + 0.5 * np.exp(-0.5 * (x + 1) ** 2) / 
 plt.fill_between(x, condition, color="0.85", label="condition")
 plt.plot(x, powered / (powered.sum() * (x[1] - x[0])), "C2", label="powered law, scale 3")
 for name, build in (("DDIM", by_ddim), ("DDPM", by_ddpm)):
-    plt.hist(np.asarray(clusters(build)), bins=150, range=(-2, 6), density=True, histtype="step", label=f"{name}, scale 3")
+    plt.hist(
+        np.asarray(clusters(build)), bins=150, range=(-2, 6), density=True, histtype="step", label=f"{name}, scale 3"
+    )
 plt.xlabel("x")
 plt.ylabel("density")
 plt.legend()
@@ -166,7 +170,7 @@ from jaxgen.diffusion import gaussian_mixture
 DIGIT = 3
 digits = data.load()
 classes = [data.class_gaussian(digits, label) for label in range(10)]
-means, covariances = (np.stack(part) for part in zip(*classes))
+means, covariances = (np.stack(part) for part in zip(*classes, strict=True))
 one = gaussian_mixture([1.0], means[[DIGIT]], covariances[[DIGIT]])
 every = gaussian_mixture(np.full(10, 0.1), means, covariances)
 digit_grid = jax.tree.map(jnp.float32, karras_grid(100))
