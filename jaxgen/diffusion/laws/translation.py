@@ -31,7 +31,7 @@ def translate(
 
     >>> from jaxgen.diffusion import laws
     >>> print(round(float(translate(laws.ddim_variance(2.0), laws.ddpm_variance)), 3))
-    2.327
+    2.345
     """
     ends = jnp.asarray(low), jnp.asarray(high)
     values = [jnp.asarray(statistic(end)) for end in ends]
