@@ -65,11 +65,15 @@ class VariancePreservingDiscrete:
         log_alpha_bar = self._log_alpha_bar(t)
         return (jnp if isinstance(log_alpha_bar, jax.Array) else np).exp(0.5 * log_alpha_bar)
 
+    def variance(self, t: Times) -> Times:
+        """Return 1 - alpha-bar at time `t`."""
+        log_alpha_bar = self._log_alpha_bar(t)
+        return -(jnp if isinstance(log_alpha_bar, jax.Array) else np).expm1(log_alpha_bar)
+
     def sigma(self, t: Times) -> Times:
         """Return sqrt(1 - alpha-bar) at time `t`; above 0 at t = 0, since the first beta is noise already."""
-        log_alpha_bar = self._log_alpha_bar(t)
-        xp = jnp if isinstance(log_alpha_bar, jax.Array) else np
-        return xp.sqrt(-xp.expm1(log_alpha_bar))
+        variance = self.variance(t)
+        return (jnp if isinstance(variance, jax.Array) else np).sqrt(variance)
 
 
 def discrete(betas: ArrayLike | list) -> VariancePreservingDiscrete:
@@ -85,14 +89,18 @@ def discrete(betas: ArrayLike | list) -> VariancePreservingDiscrete:
 
 
 def timestep(time: Coefficient, count: int) -> Float[Array, "*grid"]:
-    """Return the timestep of a `Level.time`, as the float that networks embed."""
-    return jnp.asarray(time) * (count - 1)
+    """Return the timestep of a `Level.time`, as the float that networks embed; a whole number on a `timestep_grid`."""
+    exact = jnp.asarray(time) * (count - 1)
+    whole = jnp.round(exact)
+    # i / (count - 1) * (count - 1) is i but for rounding.
+    return jnp.where(jnp.abs(exact - whole) <= 4 * jnp.finfo(exact.dtype).eps * count, whole, exact)
 
 
 def leading_timesteps(count: int, steps: int, *, offset: int = 0) -> Int[np.ndarray, " steps"]:
     """Return multiples of count // steps, falling to `offset`: the last timesteps are left out.
 
-    Stable Diffusion ships with offset 1, and with the level of timestep 0 as its final one.
+    Stable Diffusion ships with offset 1, and with the level of timestep 0 as its final one. The multistep solver of
+    diffusers takes `leading_timesteps(count, steps + 1)[:-1]`.
 
     Raises:
         ValueError: if `steps` does not lie in 1 to count, or `offset` leaves the timesteps.
@@ -111,11 +119,14 @@ def trailing_timesteps(count: int, steps: int) -> Int[np.ndarray, " steps"]:
         ValueError: if `steps` does not lie in 1 to count.
     """
     _check_subset(count, steps)
-    return np.round(count - np.arange(steps) * (count / steps)).astype(np.int64) - 1
+    # This very expression, since ties are broken by its rounding; for some numbers of steps it has one entry too many.
+    return np.round(np.arange(count, 0, -count / steps)[:steps]).astype(np.int64) - 1
 
 
 def linspace_timesteps(count: int, steps: int) -> Int[np.ndarray, " steps"]:
-    """Return timesteps that fall from the last one to 0, both included, at equal distances.
+    """Return timesteps that fall from the last one to 0, both included, at equal distances; a single one is 0.
+
+    The multistep solver of diffusers takes `linspace_timesteps(count, steps + 1)[:-1]`.
 
     Raises:
         ValueError: if `steps` does not lie in 1 to count.

@@ -69,25 +69,25 @@ def time_at_ratio(schedule: Schedule, ratios: ArrayLike | list) -> np.ndarray:
     Raises:
         ValueError: if a ratio lies outside the path's.
     """
-    wanted = np.arctan(np.asarray(ratios, np.float64))
-
-    def angle(times: np.ndarray) -> np.ndarray:
-        return np.arctan2(schedule.sigma(times), schedule.alpha(times) * np.ones_like(times))
-
-    ends = angle(np.array([0.0, 1.0]))
-    outside = wanted[~((wanted >= ends[0]) & (wanted <= ends[1]))]
+    wanted = np.asarray(ratios, np.float64)
+    ends = level_at(schedule, np.array([0.0, 1.0]))
+    with np.errstate(divide="ignore"):
+        lowest, highest = np.divide(ends.sigma, ends.alpha)
+    outside = wanted[~((wanted >= lowest) & (wanted <= highest))]
     if outside.size:
         raise ValueError(
-            f"sigma / alpha of this path lies between {np.tan(ends[0]):g} and {np.tan(ends[1]):g}, got "
-            f"{np.tan(outside.flat[0]):g}; choose ratios inside"
+            f"sigma / alpha of this path lies between {lowest:g} and {highest:g}, got {outside.flat[0]:g}; "
+            "choose ratios inside"
         )
+    # sigma >= ratio * alpha, divided by a large ratio: neither 0 * infinity nor a loss of digits far from the data.
+    of_sigma, of_alpha = 1.0 / np.maximum(wanted, 1.0), np.minimum(wanted, 1.0)
     low, high = np.zeros_like(wanted), np.ones_like(wanted)
     # Bits of a time of 1e-10 are found as surely as those of one near 1.
     for _ in range(120):
         middle = 0.5 * (low + high)
-        above = angle(middle) >= wanted
+        above = of_sigma * schedule.sigma(middle) >= of_alpha * schedule.alpha(middle)
         low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return np.where(wanted <= ends[0], 0.0, high)
+    return np.where(wanted <= lowest, 0.0, high)
 
 
 def ratio_grid(schedule: Schedule, ratios: ArrayLike | list) -> Level:

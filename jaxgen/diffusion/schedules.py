@@ -31,6 +31,15 @@ class Schedule(Protocol):
         ...
 
 
+@runtime_checkable
+class _Smooth(Protocol):
+    """A path whose sigma has an infinite slope somewhere, and which says sigma^2, whose slope is finite there."""
+
+    def variance(self, t: Times) -> Times:
+        """Return sigma^2 at time `t`."""
+        ...
+
+
 def _namespace(*values: object) -> ModuleType:
     return jnp if any(isinstance(value, jax.Array) for value in values) else np
 
@@ -60,11 +69,15 @@ class VariancePreservingLinear:
         log_alpha = self._log_alpha(t)
         return _namespace(log_alpha).exp(log_alpha)
 
-    def sigma(self, t: Times) -> Times:
-        """Return sqrt(1 - alpha^2), accurate where alpha is close to 1."""
+    def variance(self, t: Times) -> Times:
+        """Return 1 - alpha^2, accurate where alpha is close to 1."""
         log_alpha = self._log_alpha(t)
-        xp = _namespace(log_alpha)
-        return xp.sqrt(-xp.expm1(2.0 * log_alpha))
+        return -_namespace(log_alpha).expm1(2.0 * log_alpha)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sqrt(1 - alpha^2), of infinite slope at t = 0."""
+        variance = self.variance(t)
+        return _namespace(variance).sqrt(variance)
 
 
 @jax.tree_util.register_dataclass
@@ -101,11 +114,15 @@ class VariancePreservingScaledLinear:
         log_alpha = self._log_alpha(t)
         return _namespace(log_alpha).exp(log_alpha)
 
-    def sigma(self, t: Times) -> Times:
-        """Return sqrt(1 - alpha^2), accurate where alpha is close to 1."""
+    def variance(self, t: Times) -> Times:
+        """Return 1 - alpha^2, accurate where alpha is close to 1."""
         log_alpha = self._log_alpha(t)
-        xp = _namespace(log_alpha)
-        return xp.sqrt(-xp.expm1(2.0 * log_alpha))
+        return -_namespace(log_alpha).expm1(2.0 * log_alpha)
+
+    def sigma(self, t: Times) -> Times:
+        """Return sqrt(1 - alpha^2), of infinite slope at t = 0."""
+        variance = self.variance(t)
+        return _namespace(variance).sqrt(variance)
 
 
 @jax.tree_util.register_dataclass
@@ -127,10 +144,15 @@ class OffsetCosine:
         xp, scale = _namespace(t, self.offset), 0.5 * np.pi / (1.0 + self.offset)
         return xp.sin(scale * (1.0 - t)) / xp.cos(scale * self.offset)
 
-    def sigma(self, t: Times) -> Times:
-        """Return sqrt(1 - alpha^2), by sin(A + B) sin(A - B): accurate where alpha is close to 1."""
+    def variance(self, t: Times) -> Times:
+        """Return 1 - alpha^2 as sin(A + B) sin(A - B) / cos(B)^2, accurate where alpha is close to 1."""
         xp, scale = _namespace(t, self.offset), 0.5 * np.pi / (1.0 + self.offset)
-        return xp.sqrt(xp.sin(scale * (t + 2.0 * self.offset)) * xp.sin(scale * t)) / xp.cos(scale * self.offset)
+        return xp.sin(scale * (t + 2.0 * self.offset)) * xp.sin(scale * t) / xp.cos(scale * self.offset) ** 2
+
+    def sigma(self, t: Times) -> Times:
+        """Return sqrt(1 - alpha^2), of infinite slope at t = 0."""
+        variance = self.variance(t)
+        return _namespace(variance).sqrt(variance)
 
 
 @jax.tree_util.register_dataclass
@@ -173,7 +195,7 @@ class EDM:
 class VarianceExploding:
     """The variance-exploding path alpha = 1 with ln sigma linear in t (Song et al. 2021, appendix C).
 
-    It ends at `sigma_min`, not at clean data: a grid that should goes on to `sigma_grid`'s 0.
+    At t = 0 it is at `sigma_min`, not at clean data; `sigma_grid` builds the grid of any sigmas that go on to 0.
 
     Attributes:
         sigma_min: standard deviation of the noise at t = 0, in units of the data, positive.
@@ -207,6 +229,10 @@ class Tutorial:
     def alpha(self, t: Times) -> Times:
         """Return 1."""
         return _namespace(t).ones_like(t)
+
+    def variance(self, t: Times) -> Times:
+        """Return sigma_q^2 t."""
+        return self.sigma_q**2 * t
 
     def sigma(self, t: Times) -> Times:
         """Return sigma_q sqrt(t), of infinite slope at t = 0."""
@@ -244,11 +270,15 @@ def rates(schedule: Schedule, t: Times) -> tuple[Times, Times]:
 def drift_and_diffusion(schedule: Schedule, t: Times) -> tuple[Times, Times]:
     """Return f = alpha' / alpha and g^2 = d sigma^2 / dt - 2 f sigma^2 of dx = f x dt + g dw, of the shape of `t`.
 
-    Not a number where a slope of the path is infinite, as for a variance-preserving sigma at t = 0, and at alpha = 0.
+    Finite at t = 0 also where sigma has an infinite slope, on a path with a method `variance(t)` for sigma^2, as those
+    of this module. Infinite at alpha = 0.
 
     Source: Song et al. 2021, eq. 5; Karras et al. 2022, appendix B.
     """
-    alpha_rate, sigma_rate = rates(schedule, t)
-    sigma = schedule.sigma(t)
-    drift = alpha_rate / schedule.alpha(t)
-    return drift, 2.0 * sigma * (sigma_rate - drift * sigma)
+    t = jnp.asarray(t)
+    variance = schedule.variance if isinstance(schedule, _Smooth) else lambda t: schedule.sigma(t) ** 2
+    (alpha, spread), (alpha_rate, spread_rate) = jax.jvp(
+        lambda t: (schedule.alpha(t), variance(t)), (t,), (jnp.ones_like(t),)
+    )
+    drift = alpha_rate / alpha
+    return drift, spread_rate - 2.0 * drift * spread

@@ -10,6 +10,8 @@ from jaxgen.diffusion import (
     ddpm_marginal_kl,
     ddpm_path_kl,
     diagonal_mixture,
+    predict_exactly,
+    previous_point,
     reverse_kernel_kl,
     reverse_log_density,
     reverse_mean,
@@ -92,6 +94,34 @@ def test_the_reverse_density_is_that_of_bayes_and_the_divergence_its_integral():
         kl = reverse_kernel_kl(law(), jnp.array([Z]), std, jnp.array([0.5]))
     assert float(found) == pytest.approx(np.log(bayes(0.9)), rel=1e-12)
     assert float(kl) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_previous_point_of_claim_2_is_tweedies_mean():
+    # By the posterior of x_0 given x_t, and by the score of x_t as x_{t - dt} with noise: two routes to one mean.
+    sigma_q, t, dt = 5.0, 0.4, 0.15
+    with jax.enable_x64(True):
+        earlier = diagonal_mixture(WEIGHTS, MEANS[:, None], VARIANCES[:, None] + sigma_q**2 * (t - dt))
+        now, next = (Level(time, 1.0, sigma_q * np.sqrt(time)) for time in (t, t - dt))
+        for x in (jnp.array([value]) for value in (-4.0, 0.9, 3.0)):
+            claimed = previous_point(predict_exactly(law(), x, now).x0, x, now, next)
+            # Numbers of order 4 in float64.
+            np.testing.assert_allclose(claimed, reverse_mean(earlier, x, sigma_q * np.sqrt(dt)), atol=1e-12)
+
+
+def test_the_previous_point_is_a_noisier_target_than_the_clean_one():
+    # The variance given x_t is that of the noise times the slope of the mean. On N(0, 1) the step, times t / dt, has
+    # (t / dt) W(t - dt) / s^2 times that of x_0.
+    sigma_q, t, dt = 5.0, 0.5, 0.01
+    with jax.enable_x64(True):
+        clean, earlier = (diagonal_mixture([1.0], [[0.0]], [[1.0 + sigma_q**2 * time]]) for time in (0.0, t - dt))
+
+        def variance(of, noise_variance, x):
+            return noise_variance * jax.jvp(of, (x,), (jnp.ones(1),))[1][0]
+
+        for x in (jnp.array([0.3]), jnp.array([-7.0])):
+            of_x0 = variance(lambda x: reverse_mean(clean, x, sigma_q * np.sqrt(t)), sigma_q**2 * t, x)
+            of_step = variance(lambda x: reverse_mean(earlier, x, sigma_q * np.sqrt(dt)), sigma_q**2 * dt, x)
+            assert float((t / dt) ** 2 * of_step / of_x0) == pytest.approx(662.5, rel=1e-10)
 
 
 def test_the_divergence_needs_one_dimension():

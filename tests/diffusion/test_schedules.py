@@ -4,10 +4,32 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from jaxgen.diffusion import EDM, Cosine, RectifiedFlow, Schedule, VariancePreservingLinear, level_at, rates
+from jaxgen.diffusion import (
+    EDM,
+    Cosine,
+    OffsetCosine,
+    RectifiedFlow,
+    Schedule,
+    Tutorial,
+    VarianceExploding,
+    VariancePreservingLinear,
+    VariancePreservingScaledLinear,
+    drift_and_diffusion,
+    level_at,
+    rates,
+)
 
-SCHEDULES = (VariancePreservingLinear(), VariancePreservingLinear(0.3, 7.0), Cosine(), EDM(), EDM(5.0), RectifiedFlow())
-VARIANCE_PRESERVING = SCHEDULES[:3]
+VARIANCE_PRESERVING = (
+    VariancePreservingLinear(),
+    VariancePreservingLinear(0.3, 7.0),
+    VariancePreservingScaledLinear(),
+    VariancePreservingScaledLinear(2.0, 9.0),
+    Cosine(),
+    OffsetCosine(),
+    OffsetCosine(0.1),
+)
+FROM_DATA = (*VARIANCE_PRESERVING, EDM(), EDM(5.0), RectifiedFlow(), Tutorial(), Tutorial(2.0))
+SCHEDULES = (*FROM_DATA, VarianceExploding(), VarianceExploding(0.1, 348.0))
 TIMES = np.linspace(0.0, 1.0, 17)
 
 
@@ -19,6 +41,22 @@ def written_out(schedule, t):
             alpha = np.exp(-0.5 * quad(lambda u: low + (high - low) * u, 0.0, t)[0])
             sigma = np.sqrt(1.0 - alpha**2)
             return alpha, sigma, -0.5 * beta * alpha, 0.5 * beta * alpha**2 / sigma
+        case VariancePreservingScaledLinear(low, high):
+            root = lambda u: np.sqrt(low) + (np.sqrt(high) - np.sqrt(low)) * u  # noqa: E731
+            alpha = np.exp(-0.5 * quad(lambda u: root(u) ** 2, 0.0, t)[0])
+            sigma = np.sqrt(1.0 - alpha**2)
+            return alpha, sigma, -0.5 * root(t) ** 2 * alpha, 0.5 * root(t) ** 2 * alpha**2 / sigma
+        case OffsetCosine(s):
+            angle, speed = (t + s) / (1 + s) * np.pi / 2, np.pi / 2 / (1 + s)
+            most = np.cos(s / (1 + s) * np.pi / 2)
+            alpha, alpha_rate = np.cos(angle) / most, -speed * np.sin(angle) / most
+            sigma = np.sqrt(1.0 - alpha**2)
+            return alpha, sigma, alpha_rate, -alpha * alpha_rate / sigma
+        case Tutorial(std):
+            return 1.0, std * np.sqrt(t), 0.0, std / (2 * np.sqrt(t))
+        case VarianceExploding(low, high):
+            sigma = np.exp(np.log(low) + t * (np.log(high) - np.log(low)))
+            return 1.0, sigma, 0.0, sigma * np.log(high / low)
         case Cosine():
             angle = np.pi * t / 2
             return np.cos(angle), np.sin(angle), -np.pi / 2 * np.sin(angle), np.pi / 2 * np.cos(angle)
@@ -69,21 +107,77 @@ def test_the_variance_is_preserved(schedule):
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_the_path_leads_from_data_to_noise_monotonically(schedule):
     alpha, sigma = (np.broadcast_to(part, 999) for part in level_at(schedule, np.linspace(0.0, 1.0, 999))[1:])
-    assert (alpha[0], sigma[0]) == (1.0, 0.0)
+    assert (alpha[0], sigma[0]) == (1.0, 0.0 if schedule in FROM_DATA else schedule.sigma_min)
     assert (np.diff(np.arctan2(sigma, alpha)) > 0).all()
 
 
-def test_float32_log_snr_of_the_cosine_path_is_never_nan():
+# f and g^2 of each path at one time in [0, 1), worked out from its definition.
+COEFFICIENTS = {
+    VariancePreservingLinear(0.3, 7.0): lambda t: (-(0.3 + 6.7 * t) / 2, 0.3 + 6.7 * t),
+    VariancePreservingScaledLinear(4.0, 9.0): lambda t: (-((2 + t) ** 2) / 2, (2 + t) ** 2),
+    Cosine(): lambda t: (-np.pi / 2 * np.tan(np.pi * t / 2), np.pi * np.tan(np.pi * t / 2)),
+    OffsetCosine(0.1): lambda t: np.array([-1, 2]) * np.pi / 2.2 * np.tan(np.pi * (t + 0.1) / 2.2),
+    EDM(5.0): lambda t: (0.0, 50 * t),
+    Tutorial(3.0): lambda t: (0.0, 9.0),
+    VarianceExploding(0.5, 50.0): lambda t: (0.0, 0.5 * 100 ** (2 * t) * np.log(100)),
+    RectifiedFlow(): lambda t: (-1 / (1 - t), 2 * t / (1 - t)),
+}
+
+
+@pytest.mark.parametrize("schedule", COEFFICIENTS, ids=str)
+def test_drift_and_diffusion_are_finite_at_the_data_and_those_of_the_forward_process(schedule):
+    # At t = 0 the slope of a variance-preserving sigma is infinite, and that of sigma^2 is beta_min.
+    times = np.array([0.0, 1e-12, 0.2, 0.5, 0.9])
+    with jax.enable_x64(True):
+        measured = np.array(jax.jit(drift_and_diffusion)(schedule, jnp.asarray(times)))
+    expected = np.array([COEFFICIENTS[schedule](t) for t in times]).T
+    # The slope of the cosine at 0 is cos(pi / 2) in float64.
+    np.testing.assert_allclose(measured, expected, rtol=1e-12, atol=1e-15)
+    single = drift_and_diffusion(schedule, jnp.asarray(times, jnp.float32))
+    np.testing.assert_allclose(single, expected, rtol=3e-6, atol=2e-7)
+    assert single[0].dtype == single[1].dtype == jnp.float32
+
+
+def test_a_path_that_only_knows_its_sigma_has_a_drift_and_diffusion_too():
+    class Straight:
+        def alpha(self, t):
+            return 1.0 - t
+
+        def sigma(self, t):
+            return 2.0 * t
+
+    # -1 / (1 - t), and 8 t + 8 t^2 / (1 - t).
+    np.testing.assert_allclose(drift_and_diffusion(Straight(), 0.5), (-2.0, 8.0), rtol=1e-6)
+
+
+def test_the_offset_cosine_without_offset_is_the_cosine():
+    for got, expected in zip(level_at(OffsetCosine(0.0), TIMES), level_at(Cosine(), TIMES), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-15)
+    assert OffsetCosine().alpha(1.0) == 0.0
+    # Nichol & Dhariwal 2021: with s = .008, the first of 1,000 levels has sqrt(beta) of a pixel's bin, about 1 / 127.5.
+    assert OffsetCosine().sigma(1e-3) == pytest.approx(1 / 127.5, rel=0.2)
+    assert Cosine().sigma(1e-3) < 0.25 / 127.5
+
+
+def test_the_scaled_linear_path_is_the_limit_of_its_betas():
+    # 1,000 betas of Stable Diffusion: ln alpha-bar is minus the sum of beta but for beta^2 / 2, and beta of order 1e-2.
+    bars = np.cumsum(np.log1p(-(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)))
+    times = np.arange(1, 1001) / 1000
+    np.testing.assert_allclose(2 * np.log(VariancePreservingScaledLinear().alpha(times)), bars, rtol=0.01)
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), OffsetCosine()], ids=str)
+def test_float32_log_snr_of_the_cosine_path_is_never_nan(schedule):
     last = jnp.float32(1.0)
-    # The smallest time that is not flushed to zero, and the last one before the end.
-    t = jnp.stack([0 * last, jnp.finfo(jnp.float32).tiny, jnp.nextafter(last, 0 * last), last])
-    alpha, sigma = jax.jit(lambda t: level_at(Cosine(), t))(t)[1:]
+    # About the smallest time whose sigma^2, of slope .04 there, is not flushed to zero, and the last one before the end.
+    t = jnp.stack([0 * last, 50 * jnp.finfo(jnp.float32).tiny, jnp.nextafter(last, 0 * last), last])
+    alpha, sigma = jax.jit(lambda t: level_at(schedule, t))(t)[1:]
     log_snr = 2 * (jnp.log(alpha) - jnp.log(sigma))
     assert log_snr[0] == jnp.inf
     assert log_snr[3] == -jnp.inf
     assert alpha[3] == 0.0
     # One float32 before the end, alpha is pi / 2 of what is left; cos(pi t / 2) would be wrong by half of it.
-    np.testing.assert_allclose(alpha[2], np.pi / 2 * (1.0 - float(t[2])), rtol=1e-6)
+    np.testing.assert_allclose(alpha[2], schedule.alpha(np.float64(t[2])), rtol=1e-6)
     assert jnp.isfinite(log_snr[1:3]).all()
 
 
@@ -106,6 +200,7 @@ def test_the_noise_of_the_linear_path_at_its_end():
 
 def test_numbers_of_a_schedule_are_leaves_that_can_be_swept():
     assert jax.tree.leaves((VariancePreservingLinear(0.2, 9.0), EDM(7.0), Cosine())) == [0.2, 9.0, 7.0]
+    assert jax.tree.leaves((VarianceExploding(0.2, 9.0), Tutorial(7.0), OffsetCosine(0.1))) == [0.2, 9.0, 7.0, 0.1]
     largest = jnp.array([0.5, 80.0])
     swept = jax.vmap(lambda schedule: schedule.sigma(0.5))(EDM(largest))
     np.testing.assert_allclose(swept, largest / 2, rtol=1e-6)

@@ -24,6 +24,7 @@ from jaxgen.diffusion import (
     sample,
     tutorial_ddim,
     tutorial_ddpm,
+    tutorial_ddpm_variance,
     uniform_grid,
     x0_loss,
 )
@@ -77,6 +78,31 @@ def test_the_limits_of_small_steps_on_gaussian_data():
         multiplier = float(end(tutorial_ddim, gaussian, jnp.float64(1.0), 1000))
     assert multiplier == pytest.approx(0.19206549491768676, rel=1e-11)
     assert 25 * multiplier**2 == pytest.approx(0.9615384615384616, rel=0.05)
+
+
+def test_ddpm_forgets_its_start_and_ddim_keeps_it():
+    # On N(0, 1) from N(0, 26): a start is worth 1 / 26 of itself at the end, for every dt, so that its correlation with
+    # the end is (1 / 26) sqrt(26 / V_0), and 1 / sqrt(26) where the end's variance V_0 is 1.
+    count, steps, std = 4000, 50, np.sqrt(26.0)
+
+    def ends(build, starts, grid, key):
+        run = lambda x, key: sample(build(denoiser(gaussian)), key, x, grid)  # noqa: E731
+        return jax.vmap(run)(starts, jax.random.split(key, count))
+
+    with jax.enable_x64(True):
+        follow = jax.jit(ends, static_argnums=0)
+        grid = uniform_grid(Tutorial(SIGMA_Q), steps)
+        starts = std * jax.random.normal(jax.random.key(5), (count,))
+        forgetful, shifted = (follow(tutorial_ddpm, x, grid, jax.random.key(6)) for x in (starts, starts + 1.0))
+        np.testing.assert_allclose(shifted - forgetful, 1 / 26, rtol=1e-9)  # the same noise
+        kept = [follow(tutorial_ddim, starts, grid, jax.random.key(seed)) for seed in (6, 7)]
+        spreads = [float(tutorial_ddpm_variance(1.0, SIGMA_Q, n)) for n in (steps, 1000, 2000)]
+    finite, coarse, fine = (std / 26 / np.sqrt(spread) for spread in spreads)
+    # Four standard errors of a correlation.
+    assert np.corrcoef(starts, forgetful)[0, 1] == pytest.approx(finite, abs=4 * (1 - finite**2) / np.sqrt(count))
+    assert 2 * fine - coarse == pytest.approx(0.196116, abs=1e-5)  # what is left is of second order in dt
+    np.testing.assert_array_equal(*kept)
+    assert np.corrcoef(starts, kept[0])[0, 1] == pytest.approx(1.0, abs=1e-12)
 
 
 def test_the_step_of_ddim_is_the_listings_share():

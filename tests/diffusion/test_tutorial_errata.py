@@ -10,12 +10,19 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from jaxgen.diffusion import (
+    Tutorial,
     VariancePreservingLinear,
+    denoiser,
     diagonal_mixture,
     drift_and_diffusion,
+    from_x0,
+    laws,
     level_at,
     predict_exactly,
+    sample,
     score,
+    tutorial_ddim,
+    uniform_grid,
 )
 from jaxgen.diffusion.flow_matching import ddim_flow
 from jaxgen.diffusion.levels import Level
@@ -85,15 +92,28 @@ def test_the_noise_of_the_path_is_the_step_over_sigma_and_its_prediction_has_a_m
         assert of_step**2 == pytest.approx((dt / t) ** 2 * of_x0**2, rel=1e-12)
 
 
-def test_the_listings_stop_before_the_root_of_a_negative_time_and_ask_within_the_times():
-    # Pseudocode 3 runs to t = 0, where it takes sqrt(t - dt); pseudocode 1 draws t from [0, 1] and asks at t + dt.
-    dt = 0.1
+def test_the_listing_of_ddim_stops_before_the_root_of_a_negative_time():
+    # Pseudocode 3 runs t = 1, ..., dt, 0: in its last pass it takes sqrt(t - dt) at t = 0. It is done after t = dt,
+    # where the share is 1. (Pseudocode 1 likewise draws t beyond 1 - dt: see the tests of `ddpm_loss`.)
+    steps, start = 10, 0.5
+    dt = 1 / steps
+
+    def listing(numbers):
+        x = start
+        for k in numbers:
+            now, next = np.float64(k * dt), np.float64((k - 1) * dt)
+            share = np.sqrt(now) / (np.sqrt(now) + np.sqrt(next))
+            with np.errstate(divide="ignore"):
+                f = x if k == 0 else dt / now * np.tanh(x / (4 * now)) + (1 - dt / now) * x
+            x += share * (f - x)
+        return x
+
     with np.errstate(invalid="ignore"):
-        assert np.isnan(np.sqrt(0.0 - dt))
-    times = 1 - dt * np.arange(10)
-    assert times[-1] - dt == pytest.approx(0.0)
-    shares = np.sqrt(times) / (np.sqrt(times) + np.sqrt(np.maximum(times - dt, 0.0)))
-    assert shares[-1] == pytest.approx(1.0, abs=1e-7)
+        assert np.isnan(listing(range(steps, -1, -1)))
+    model = denoiser(lambda x, level: from_x0(x, level, jnp.tanh(x / level.sigma**2)))
+    with jax.enable_x64(True):
+        end = sample(tutorial_ddim(model), jax.random.key(0), jnp.float64(start), uniform_grid(Tutorial(2.0), steps))
+    assert float(end) == pytest.approx(listing(range(steps, 0, -1)), rel=1e-12)
 
 
 def test_the_second_derivative_of_a_density_needs_the_square_of_the_slope():
@@ -127,7 +147,9 @@ def test_the_drift_of_the_variance_preserving_path_is_proportional_to_x():
 
 def test_guided_ddpm_is_half_as_wide_as_the_powered_law_at_large_scales():
     # Section 3.1 of the paper on guidance says about twice; its own formula gives (1 / gamma) / (2 / gamma).
-    for scale in (20.0, 200.0):
-        ddpm, powered = (2 - 2 ** (2 - 2 * scale)) / (2 * scale - 1), 2 / (scale + 1)
-        assert ddpm / powered == pytest.approx(0.5, abs=1.0 / scale)
-        assert not 1.5 < ddpm / powered < 2.5
+    with jax.enable_x64(True):
+        for scale in (20.0, 200.0):
+            ratio = float(laws.ddpm_variance(scale) / laws.powered_variance(scale))
+            assert ratio == pytest.approx((scale + 1) / (2 * scale - 1) * (1 - 2 ** (1 - 2 * scale)), rel=1e-9)
+            assert ratio == pytest.approx(0.5, abs=1.0 / scale)
+            assert not 1.5 < ratio < 2.5

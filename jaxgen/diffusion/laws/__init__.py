@@ -7,16 +7,16 @@ which one sampler does what another does at its own.
 
 from jaxgen.diffusion.laws.canonical import (
     CanonicalProblem,
-    Moments,
     canonical_drift,
     canonical_problem,
-    ddim_map,
-    ddim_moments,
     powered_moments,
     three_clusters,
     two_clusters,
 )
-from jaxgen.diffusion.laws.fokker_planck import Density, ddpm_law, ddpm_moments, pcg_law, pcg_moments, shares
+from jaxgen.diffusion.laws.corrected import pcg_mean, pcg_variance
+from jaxgen.diffusion.laws.ddim_flow import ddim_inverse, ddim_law, ddim_log_density, ddim_map, ddim_moments
+from jaxgen.diffusion.laws.density import Density, Moments, shares, weighted_moments
+from jaxgen.diffusion.laws.fokker_planck import ddpm_law, ddpm_moments, pcg_law, pcg_moments
 from jaxgen.diffusion.laws.gaussian import (
     ddim_interval_variance,
     ddim_mean,
@@ -24,7 +24,7 @@ from jaxgen.diffusion.laws.gaussian import (
     ddpm_interval_variance,
     ddpm_mean,
     ddpm_variance,
-    pcg_variance,
+    normalisable,
     powered_mean,
     powered_variance,
 )
@@ -37,6 +37,9 @@ __all__ = [
     "canonical_drift",
     "canonical_problem",
     "ddim_interval_variance",
+    "ddim_inverse",
+    "ddim_law",
+    "ddim_log_density",
     "ddim_map",
     "ddim_mean",
     "ddim_moments",
@@ -47,7 +50,9 @@ __all__ = [
     "ddpm_moments",
     "ddpm_scale_of_pcg",
     "ddpm_variance",
+    "normalisable",
     "pcg_law",
+    "pcg_mean",
     "pcg_moments",
     "pcg_scale_of_ddpm",
     "pcg_variance",
@@ -58,4 +63,5 @@ __all__ = [
     "three_clusters",
     "translate",
     "two_clusters",
+    "weighted_moments",
 ]

@@ -1,31 +1,21 @@
 """Guidance of mixtures of equal isotropic components, in the variables in which its flow has no singularity.
 
 With components N(m_k, s^2), noise of variance tau added, r = s / sqrt(s^2 + tau) in (0, 1] and y = x r / s, let M(y, r)
-be the mean of m_k / s under the posterior of the components. Guided by M_gamma = gamma M_c + (1 - gamma) M_u, DDIM is
-dy / dr = M_gamma with y(0) ~ N(0, 1), whatever the path, and x_0 = s y(1).
+be the mean of m_k / s under the posterior of the components. Every law of guidance by M_gamma = gamma M_c +
+(1 - gamma) M_u depends on the path through r alone.
 """
 
 import dataclasses
-from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxgen.diffusion.laws.density import Moments, weighted_moments
 from jaxgen.typing import ArrayLike, Scalar
 
-_QUADRATURE = 401  # points of the trapezoidal rule over +-9, exact to rounding for smooth functions
-_REACH = 9.0
-
-
-class Moments(NamedTuple):
-    """Mean, in units of the data, variance, in their square, and skewness of a law on a line."""
-
-    mean: Float[Array, ""]
-    variance: Float[Array, ""]
-    skewness: Float[Array, ""]
+_POINTS = 3208  # of the trapezoidal rule
 
 
 @jax.tree_util.register_dataclass
@@ -95,54 +85,6 @@ def canonical_drift(problem: CanonicalProblem, scale: Scalar, y: Float[Array, " 
     return jnp.asarray(scale * conditional + (1.0 - scale) * unconditional)
 
 
-def ddim_map(
-    problem: CanonicalProblem, scale: Scalar, y0: Float[Array, " D"], *, rtol: float = 1e-9, atol: float = 1e-10
-) -> Float[Array, " D"]:
-    """Map standard normal noise to the clean sample of guided DDIM with infinitely small steps.
-
-    An adaptive Runge-Kutta method of order 8 (diffrax). It differentiates and maps over `y0` and `scale`; what could
-    not be integrated comes back as not a number.
-
-    Args:
-        problem: the components.
-        scale: guidance scale.
-        y0: noise of variance 1, x / sigma where sigma is infinite.
-        rtol: relative tolerance; float64 is needed for less than 1e-6.
-        atol: absolute tolerance.
-
-    Returns:
-        The sample, in units of the data.
-    """
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda r, y, _: canonical_drift(problem, scale, y, r)),
-        diffrax.Dopri8(),
-        t0=0.0,
-        t1=1.0,
-        dt0=None,
-        y0=y0,
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=4096,
-        throw=False,
-    )
-    ends = solution.ys
-    assert ends is not None
-    done = solution.result == diffrax.RESULTS.successful
-    return jnp.asarray(problem.std * jnp.where(done, ends[-1], jnp.nan))
-
-
-def ddim_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
-    """Compute mean, variance and skewness of guided DDIM on a line, by the map and the trapezoidal rule over its noise.
-
-    Raises:
-        ValueError: if the problem has more than one dimension.
-    """
-    check_line(problem)
-    y = jnp.linspace(-_REACH, _REACH, _QUADRATURE)
-    weights = jnp.exp(-0.5 * y**2)
-    x = jax.vmap(lambda start: ddim_map(problem, scale, start[None])[0])(y)
-    return weighted_moments(x, weights)
-
-
 def powered_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
     """Compute mean, variance and skewness of p(x | c)^scale p(x)^(1 - scale) on a line, by the trapezoidal rule.
 
@@ -153,7 +95,7 @@ def powered_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
     centres = problem.centres[:, 0]
     # Components of one variance: a power of their mixtures has tails like one component, wherever that may lie.
     reach = 12.0 + (2.0 * jnp.abs(scale) + 2.0) * jnp.max(jnp.abs(centres))
-    y = jnp.linspace(-reach, reach, 8 * _QUADRATURE)
+    y = jnp.linspace(-reach, reach, _POINTS)
     distances = -0.5 * (y[:, None] - centres[None]) ** 2
     logs = [
         jax.nn.logsumexp(distances + weights[None], axis=-1)
@@ -161,14 +103,6 @@ def powered_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
     ]
     log_density = scale * logs[0] + (1.0 - scale) * logs[1]
     return weighted_moments(jnp.asarray(problem.std * y), jnp.exp(log_density - jnp.max(log_density)))
-
-
-def weighted_moments(x: Float[Array, " points"], weights: Float[Array, " points"]) -> Moments:
-    """Return the moments of points with weights, which need not sum to 1."""
-    shares = weights / jnp.sum(weights)
-    mean = jnp.dot(shares, x)
-    variance = jnp.dot(shares, (x - mean) ** 2)
-    return Moments(mean, variance, jnp.dot(shares, (x - mean) ** 3) / variance**1.5)
 
 
 def check_line(problem: CanonicalProblem) -> None:

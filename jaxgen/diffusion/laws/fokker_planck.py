@@ -9,35 +9,21 @@ starts from N(0, 1). The density is carried by finite volumes with the fluxes of
 are positive and of second order, and by the trapezoidal rule in v.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from jaxgen.diffusion.laws.canonical import (
-    CanonicalProblem,
-    Moments,
-    check_line,
-    posterior_centre,
-    weighted_moments,
-)
+from jaxgen.diffusion.laws.canonical import CanonicalProblem, check_line, posterior_centre
+from jaxgen.diffusion.laws.density import Density, Moments, weighted_moments
 from jaxgen.typing import Scalar
 
 _FIRST_R = 1e-3  # where the law is N(its mean, 1) up to r^2
-
-
-class Density(NamedTuple):
-    """A density on equal cells of a line.
-
-    Attributes:
-        x: middles of the cells, in units of the data.
-        density: mean density in each cell, in 1 / units of the data.
-    """
-
-    x: Float[Array, " cells"]
-    density: Float[Array, " cells"]
 
 
 def pcg_law(
@@ -61,18 +47,28 @@ def pcg_law(
             which guidance can push a component.
 
     Raises:
-        ValueError: if the problem has more than one dimension, or `cells` or `steps` is below 2.
+        ValueError: if the problem has more than one dimension, `cells` or `steps` is below 2, K is known and not
+            positive, or the scale is known and not finite.
     """
     check_line(problem)
     if cells < 2 or steps < 2:
         raise ValueError(f"cells and steps must be at least 2, got {cells} and {steps}")
-    centres = problem.centres[:, 0]
-    # |M_gamma| is at most (|gamma| + |1 - gamma|) max |m_k / s|, and the mean a mean of r M over the past.
-    low, high = _ends(centres, scale, reach)
+    if not isinstance(num_steps, Tracer) and not 0.0 < float(num_steps) < math.inf:
+        raise ValueError(f"num_steps must be positive and finite, got {num_steps}")
+    if not isinstance(scale, Tracer) and not math.isfinite(float(scale)):
+        raise ValueError(f"the guidance scale must be finite, got {scale}")
+    count = jnp.asarray(num_steps, problem.centres.dtype)
+    return _solve(problem, scale, count, cells, steps, reach)
+
+
+@partial(jax.jit, static_argnames=("cells", "steps"))
+def _solve(
+    problem: CanonicalProblem, scale: Scalar, count: Float[Array, ""], cells: int, steps: int, reach: Scalar
+) -> Density:
+    low, high = _ends(problem.centres[:, 0], scale, count, reach)
     width = (high - low) / cells
     y = low + width * (jnp.arange(cells) + 0.5)
     faces = low + width * jnp.arange(1, cells)
-    count = jnp.asarray(num_steps, y.dtype)
     times = jnp.asarray(np.linspace(2.0 * np.log(_FIRST_R), 0.0, steps + 1), y.dtype)
 
     def drift(y: Array, r: Array) -> Array:
@@ -85,10 +81,17 @@ def pcg_law(
         return jax.vmap(at)(y)
 
     start = drift(jnp.zeros(1, y.dtype), jnp.asarray(_FIRST_R, y.dtype))[0] / (0.5 + 0.5 * count)
-    first = jnp.exp(-0.5 * (y - start) ** 2)
+    p = _evolve(jnp.exp(-0.5 * (y - start) ** 2), times, lambda r: drift(faces, r), 0.5 * count, width)
+    return Density(jnp.asarray(problem.std * y), p / (jnp.sum(p) * width * problem.std))
+
+
+def _evolve(
+    first: Array, times: Array, drift: Callable[[Array], Array], diffusion: Array, width: Array
+) -> Float[Array, " cells"]:
+    """Carry masses through the times v by the trapezoidal rule, under the drift at the faces that r gives."""
 
     def operator(v: Array) -> tuple[Array, Array, Array]:
-        return _fluxes(drift(faces, jnp.exp(0.5 * v)), 0.5 * count, width)
+        return _fluxes(drift(jnp.exp(0.5 * v)), diffusion, width)
 
     def step(p: Array, inputs: tuple) -> tuple[Array, None]:
         now, next = inputs
@@ -99,8 +102,7 @@ def pcg_law(
         solved = jax.lax.linalg.tridiagonal_solve(-half * below, 1.0 - half * middle, -half * above, known[:, None])
         return solved[:, 0], None
 
-    p = jax.lax.scan(step, first, (times[:-1], times[1:]))[0]
-    return Density(jnp.asarray(problem.std * y), p / (jnp.sum(p) * width * problem.std))
+    return jax.lax.scan(step, first, (times[:-1], times[1:]))[0]
 
 
 def ddpm_law(problem: CanonicalProblem, scale: Scalar, **options: int | float) -> Density:
@@ -124,25 +126,17 @@ def ddpm_moments(problem: CanonicalProblem, scale: Scalar, *, cells: int = 800, 
     return pcg_moments(problem, 2.0 * scale - 1.0, 1.0, cells=cells, steps=steps)
 
 
-def shares(law: Density, edges: Float[Array, " edges"]) -> Float[Array, " parts"]:
-    """Return the probability of each interval that the edges cut the line into, one more than edges.
+def _ends(centres: Array, scale: Scalar, count: Array, reach: Scalar) -> tuple[Array, Array]:
+    """Bound where guidance can push a component, and go `reach` further.
 
-    Args:
-        law: the density.
-        edges: rising, in units of the data.
+    y is Gaussian of variance at most 1 about a mean over the past of (M_c + K M_gamma') / (1 + K). At a negative scale
+    M_gamma' lies up to |scale| of the centres' extent beyond them, far out in y too; above 1 it is back among them
+    there, and half of scale - 1 has more than enough room.
     """
-    width = law.x[1] - law.x[0]
-    ends = jnp.concatenate([law.x[:1] - 0.5 * width, law.x + 0.5 * width])
-    below = jnp.concatenate([jnp.zeros(1, law.x.dtype), jnp.cumsum(law.density) * width])
-    cumulative = jnp.interp(jnp.asarray(edges, law.x.dtype), ends, below)
-    return jnp.diff(cumulative, prepend=0.0, append=1.0)
-
-
-def _ends(centres: Array, scale: Scalar, reach: float) -> tuple[Array, Array]:
-    """Bound where guidance can push a component, and go `reach` further."""
     low, high = jnp.min(centres), jnp.max(centres)
-    pushed = jnp.maximum(scale - 1.0, 0.0) * (high - low)
-    return low - 0.5 * pushed - reach, high + 0.5 * pushed + reach
+    away = jnp.maximum(-scale, 0.0) * count / (1.0 + count)
+    pushed = (0.5 * jnp.maximum(scale - 1.0, 0.0) + away) * (high - low)
+    return low - pushed - reach, high + pushed + reach
 
 
 def _fluxes(drift: Array, diffusion: Array, width: Array) -> tuple[Array, Array, Array]:

@@ -12,17 +12,13 @@ they are those of Bradley & Nakkiran 2024, theorems 1 and 2, 2^(1 - gamma) and
 """
 
 import math
-from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from jaxgen.diffusion.laws.quadrature import integral
 from jaxgen.typing import Scalar
-
-_NODES, _PANELS = 24, 12
 
 
 def ddim_variance(
@@ -45,7 +41,7 @@ def ddim_variance(
     Raises:
         ValueError: if a variance is known and not positive, or the scale is known and not finite.
     """
-    p, delta = _start(scale, variance, unconditional_variance, noise_variance, start_variance)
+    p, delta = at_start(scale, variance, unconditional_variance, noise_variance, start_variance)
     multiplier = _power(p, delta, 1.0 - scale)
     return jnp.asarray(variance * multiplier if start_variance is None else start_variance * p * multiplier)
 
@@ -63,7 +59,7 @@ def ddpm_variance(
     From infinite noise s^2 (1 - r^(2 gamma - 1)) / ((2 gamma - 1) (1 - r)) with r = s^2 / S^2, written so that r = 1
     and gamma = 1/2 are no exceptions.
     """
-    p, delta = _start(scale, variance, unconditional_variance, noise_variance, start_variance)
+    p, delta = at_start(scale, variance, unconditional_variance, noise_variance, start_variance)
     kept = p * _power(p, delta, 2.0 * (1.0 - scale))
     start = variance * kept if start_variance is None else start_variance * p * kept
     # int k^2 d tau = s^2 S^2 (L / d) (1 - e^(-q L)) / (q L) with d = S^2 - s^2, q = 2 gamma - 1, and L the growth of
@@ -76,67 +72,34 @@ def ddpm_variance(
     return jnp.asarray(start + variance * drawn)
 
 
-def pcg_variance(
-    scale: Scalar,
-    num_steps: Scalar | int = 1,
-    variance: Scalar = 1.0,
-    unconditional_variance: Scalar = 2.0,
-    *,
-    noise_variance: Scalar | None = None,
-    start_variance: Scalar | None = None,
-) -> Float[Array, ""]:
-    """Return the variance of PCG with K corrections at a scale, s^2 K int_0^1 z^(K-1) g(z)^(K (1 - scale)) dz.
-
-    K = 0 is the conditional, K = 1 guided DDPM at (1 + scale) / 2, and K = infinity the powered law. By quadrature, to
-    1e-12 of it.
-
-    Args:
-        scale: guidance scale gamma' of the corrections.
-        num_steps: K, at least 0, any real number.
-        variance: s^2, of the conditional.
-        unconditional_variance: S^2.
-        noise_variance: of the noise at the start; None for infinitely much.
-        start_variance: of the start; None for the exact conditional marginal.
+def normalisable(scale: Scalar, variance: Scalar = 1.0, unconditional_variance: Scalar = 2.0) -> Bool[Array, ""]:
+    """Say whether p(x | c)^scale p(x)^(1 - scale) has an integral: whether scale (1 - r) + r > 0, r = s^2 / S^2.
 
     Raises:
-        ValueError: as `ddim_variance`, and if K is known and negative.
+        ValueError: as `ddim_variance`.
     """
-    p, delta = _start(scale, variance, unconditional_variance, noise_variance, start_variance)
-    if not isinstance(num_steps, Tracer) and not 0.0 <= float(num_steps) < math.inf:
-        raise ValueError(f"num_steps must be at least 0 and finite, got {num_steps}")
-    count = jnp.asarray(num_steps, jnp.result_type(float))
-    exponent = count * (1.0 - scale)
-    log_p = jnp.log(jnp.maximum(p, jnp.finfo(count.dtype).tiny))
-    # In logarithms: one factor may overflow where the other vanishes.
-    kept = jnp.exp(count * log_p + exponent * (jnp.log1p(delta) - jnp.log1p(delta * p)))
-    start = variance * kept if start_variance is None else start_variance * p * kept
-    # z = e^(-v / K): the integrand falls as e^-v at last, at first as e^(-rate v), and grows by e^gain at most between.
-    safe = jnp.where(count > 0, count, 1.0)
-    rate = 1.0 - (1.0 - scale) * delta / (1.0 + delta)
-    gain = jnp.abs(exponent) * jnp.abs(jnp.log1p(delta))
-    last = jnp.where(rate > 0, jnp.minimum(45.0 / jnp.clip(rate, 1e-3, 1.0), 45.0 + gain), 45.0 + gain)
-    end = jnp.minimum(last, -safe * log_p)
-    factor = lambda v: jnp.exp(-v + exponent * (jnp.log1p(delta) - jnp.log1p(delta * jnp.exp(-v / safe))))  # noqa: E731
-    drawn = _integral(factor, end)
-    return jnp.asarray(start + jnp.where(count > 0, variance * drawn, 0.0))
+    at_start(scale, variance, unconditional_variance, None, None)
+    return jnp.asarray(_precision(scale, variance, unconditional_variance) > 0)
 
 
 def powered_variance(scale: Scalar, variance: Scalar = 1.0, unconditional_variance: Scalar = 2.0) -> Float[Array, ""]:
     """Return the variance of p(x | c)^scale p(x)^(1 - scale), s^2 / (scale (1 - r) + r) with r = s^2 / S^2.
 
+    Where all is traced and the law has no integral, it is not a number.
+
     Raises:
         ValueError: as `ddim_variance`, and if the law is known to have no integral.
     """
-    _start(scale, variance, unconditional_variance, None, None)
-    precision = scale / variance + (1.0 - scale) / unconditional_variance
-    if not isinstance(precision, Tracer) and not float(precision) > 0:
+    exists = normalisable(scale, variance, unconditional_variance)
+    if not isinstance(exists, Tracer) and not exists:
         ratio = float(variance) / float(unconditional_variance)
         side = "above" if ratio < 1 else "below"
         raise ValueError(
             f"p(x | c)^scale p(x)^(1 - scale) has no integral at scale {scale}; it needs a scale {side} "
             f"{ratio / (ratio - 1):g}"
         )
-    return jnp.asarray(1.0 / precision)
+    precision = _precision(scale, variance, unconditional_variance)
+    return jnp.where(exists, 1.0 / jnp.where(exists, precision, 1.0), jnp.nan)
 
 
 def powered_mean(
@@ -175,7 +138,7 @@ def ddim_mean(
     Raises:
         ValueError: as `ddim_variance`.
     """
-    p, delta = _start(scale, variance, unconditional_variance, noise_variance, None)
+    p, delta = at_start(scale, variance, unconditional_variance, noise_variance, None)
     first = jnp.sqrt(p)
     carried = first * _power(p, delta, 0.5 * (1.0 - scale)) * mean
 
@@ -183,7 +146,7 @@ def ddim_mean(
         centre = scale * mean + (1.0 - scale) * unconditional_mean / (1.0 + delta * r**2)
         return jnp.asarray(centre * _power(r**2, delta, 0.5 * (1.0 - scale)))
 
-    return jnp.asarray(carried + _integral(lambda r: pull(1.0 - r), 1.0 - first))
+    return jnp.asarray(carried + integral(lambda r: pull(1.0 - r), 1.0 - first))
 
 
 def ddpm_mean(
@@ -199,14 +162,14 @@ def ddpm_mean(
 
     int over p of (gamma m_c + (1 - gamma) m_u / (1 + delta p)) g(p)^(1 - gamma); arguments and errors as `ddim_mean`.
     """
-    p, delta = _start(scale, variance, unconditional_variance, noise_variance, None)
+    p, delta = at_start(scale, variance, unconditional_variance, noise_variance, None)
     carried = p * _power(p, delta, 1.0 - scale) * mean
 
     def pull(at: Array) -> Array:
         centre = scale * mean + (1.0 - scale) * unconditional_mean / (1.0 + delta * at)
         return jnp.asarray(centre * _power(at, delta, 1.0 - scale))
 
-    return jnp.asarray(carried + _integral(lambda rest: pull(1.0 - rest), 1.0 - p))
+    return jnp.asarray(carried + integral(lambda rest: pull(1.0 - rest), 1.0 - p))
 
 
 def ddim_interval_variance(
@@ -245,7 +208,7 @@ def _inside(low: Scalar, high: Scalar, variance: Scalar, unconditional_variance:
     return (variance + low**2, unconditional_variance + low**2), high**2 - low**2
 
 
-def _start(
+def at_start(
     scale: Scalar, variance: Scalar, unconditional: Scalar, noise: Scalar | None, start: Scalar | None
 ) -> tuple[Array, Array]:
     """Check what is known, and return p at the start and delta."""
@@ -260,6 +223,10 @@ def _start(
         raise ValueError("a start_variance needs the noise_variance that it starts from, which is infinite here")
     p = jnp.zeros(()) if noise is None else jnp.asarray(variance / (variance + noise))
     return p, jnp.asarray(unconditional / variance - 1.0)
+
+
+def _precision(scale: Scalar, variance: Scalar, unconditional_variance: Scalar) -> Array:
+    return jnp.asarray(scale / variance + (1.0 - scale) / unconditional_variance)
 
 
 def _power(p: Array, delta: Array, exponent: Scalar) -> Array:
@@ -279,19 +246,3 @@ def _expm1_ratio(z: Array) -> Array:
     small = jnp.abs(z) < 1e-5
     safe = jnp.where(small, 1.0, z)
     return jnp.where(small, 1.0 - z / 2.0 + z**2 / 6.0, -jnp.expm1(-safe) / safe)
-
-
-def _integral(function: Callable[[Array], Array], end: Scalar) -> Array:
-    """Integrate over [0, end] by Gauss-Legendre rules on panels that are finer towards 0."""
-    nodes, weights = _graded_rule()
-    end = jnp.asarray(end)
-    points = end * jnp.asarray(nodes, end.dtype)
-    return end * jnp.dot(jax.vmap(function)(points), jnp.asarray(weights, end.dtype))
-
-
-def _graded_rule() -> tuple[np.ndarray, np.ndarray]:
-    points, weights = np.polynomial.legendre.leggauss(_NODES)
-    edges = (np.arange(_PANELS + 1) / _PANELS) ** 2
-    widths = np.diff(edges)
-    nodes = edges[:-1, None] + widths[:, None] * (points + 1.0) / 2.0
-    return nodes.ravel(), (widths[:, None] * weights / 2.0).ravel()

@@ -24,7 +24,8 @@ def translate(
         high: highest scale considered.
 
     Returns:
-        The scale, to 1e-16 of the range. It can be traced and mapped over `value`.
+        The scale, to 1e-16 of the range, differentiable in `value` and in what `statistic` closes over. Where it is
+        traced and there is none between the ends, it is not a number.
 
     Raises:
         ValueError: if all is known and the statistic does not take the value between the ends.
@@ -43,16 +44,26 @@ def translate(
                 f"no scale between {low} and {high} gives {float(value):.6g}: the statistic goes from {least:.6g} to "
                 f"{most:.6g}; widen the range of scales or ask for another value"
             )
-    rising = values[1] > values[0]
+    rising, dtype = values[1] > values[0], jnp.result_type(float)
+    inside = (jnp.minimum(*values) <= value) & (value <= jnp.maximum(*values))
 
-    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        middle = 0.5 * (bracket[0] + bracket[1])
-        beyond = (statistic(middle) > value) == rising
-        return jnp.where(beyond, bracket[0], middle), jnp.where(beyond, middle, bracket[1])
+    def bisect(off: Callable[[Array], Array], _: Array) -> Array:
+        def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+            middle = 0.5 * (bracket[0] + bracket[1])
+            beyond = (off(middle) > 0) == rising
+            return jnp.where(beyond, bracket[0], middle), jnp.where(beyond, middle, bracket[1])
 
-    dtype = jnp.result_type(float)
-    bracket = jax.lax.fori_loop(0, _HALVINGS, halve, tuple(end.astype(dtype) for end in ends))
-    return 0.5 * (bracket[0] + bracket[1])
+        left, right = jax.lax.fori_loop(0, _HALVINGS, halve, tuple(end.astype(dtype) for end in ends))
+        return 0.5 * (left + right)
+
+    # The bisection itself has no derivative; the implicit function theorem gives that of the scale.
+    scale = jax.lax.custom_root(
+        lambda scale: jnp.asarray(statistic(scale) - value, dtype),
+        jnp.asarray(0.5 * (low + high), dtype),
+        bisect,
+        lambda slope, y: y / slope(jnp.ones_like(y)),
+    )
+    return jnp.where(inside, scale, jnp.nan)
 
 
 def pcg_scale_of_ddpm(scale: Scalar) -> Scalar:

@@ -4,7 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import quad
+from programs import assert_portable
+from scipy.integrate import solve_ivp
+from scipy.special import logsumexp
+from scipy.stats import norm
 
 from jaxgen.diffusion import laws
 
@@ -84,34 +87,117 @@ def test_any_number_of_corrections_of_clusters(compiled, problem, scale, rows, l
         np.testing.assert_allclose(laws.powered_moments(problem(), scale)[:2], last, atol=places)
 
 
-@pytest.mark.parametrize("scale", THREE)
-def test_three_clusters(scale):
-    edges = jnp.array([-1.5, 1.5])
+def test_three_clusters():
+    edges, scales = jnp.array([-1.5, 1.5]), jnp.array(list(THREE))
     with jax.enable_x64(True):
         problem = laws.three_clusters()
-        y = jnp.linspace(-8.0, 8.0, 4001)
-        x = jax.jit(jax.vmap(lambda y: laws.ddim_map(problem, scale, y[None])[0]))(y)
-        # The map rises: a share of x is one of y. Its ends are found where it crosses the edges.
-        crossings = np.interp([-1.5, 1.5], np.asarray(x), np.asarray(y))
-        normal = lambda y: quad(lambda z: np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi), -12, y, epsabs=1e-13)[0]  # noqa: E731
-        below = [normal(crossing) for crossing in crossings]
-        found = np.diff([0.0, *below, 1.0]), np.asarray(laws.shares(laws.ddpm_law(problem, scale, cells=1600), edges))
-    # Half of the last digit that is given, and 3e-5: 1,600 cells, not extrapolated.
-    places = 8e-5 if scale == 1.0 else 3e-5
-    np.testing.assert_allclose(found[0], THREE[scale][0], atol=places)
-    np.testing.assert_allclose(found[1], THREE[scale][1], atol=places)
+        ddim = jax.jit(jax.vmap(lambda scale: laws.shares(laws.ddim_law(problem, scale), edges)))(scales)
+        ddpm = [laws.shares(laws.ddpm_law(problem, scale, cells=1600), edges) for scale in THREE]
+    expected = np.array(list(THREE.values()))
+    # Half of the last digit that is given at scale 1; then 3e-5: 1,600 cells, not extrapolated.
+    for found, column in ((ddim, 0), (np.array(ddpm), 1)):
+        np.testing.assert_allclose(found[0], expected[0, column], atol=8e-5)
+        np.testing.assert_allclose(found[1:], expected[1:, column], atol=3e-5)
+
+
+def test_the_powered_law_has_the_known_shares_of_three_clusters():
+    x = np.linspace(-40.0, 40.0, 160_001)
+    mixture = lambda w: sum(of * np.exp(-0.5 * (x - m) ** 2) for of, m in zip(w, (-3, 0, 3), strict=True))  # noqa: E731
+    with np.errstate(divide="ignore"):
+        logs = np.log(mixture((0.05, 0.15, 0.8))), np.log(mixture((1 / 3, 1 / 3, 1 / 3)))
+    keep = np.isfinite(logs[0]) & np.isfinite(logs[1])
+    x, (conditional, unconditional) = x[keep], (log[keep] for log in logs)
+    for scale, rows in THREE.items():
+        density = np.exp(scale * conditional + (1 - scale) * unconditional)
+        density /= density.sum()
+        shares = [density[part].sum() for part in (x < -1.5, (x >= -1.5) & (x < 1.5), x >= 1.5)]
+        np.testing.assert_allclose(shares, rows[2], atol=8e-5)
+        with jax.enable_x64(True):
+            found = laws.powered_moments(laws.three_clusters(), scale)
+        np.testing.assert_allclose(found[:2], (density @ x, density @ (x - density @ x) ** 2), rtol=1e-9)
 
 
 def test_the_density_of_a_single_component_is_the_closed_form_of_the_gaussian():
     # One component under both: nothing guides it, and the law is the component, for any number of corrections.
     with jax.enable_x64(True):
         problem = laws.canonical_problem([[1.5]], 0.7, [1.0], [1.0])
-        found = laws.pcg_moments(problem, 4.0, 3.0)
-        np.testing.assert_allclose(found, [1.5, 0.49, 0.0], atol=1e-5)
         density = laws.pcg_law(problem, 4.0, 3.0, cells=400, steps=400)
         exact = np.exp(-0.5 * ((density.x - 1.5) / 0.7) ** 2) / 0.7 / np.sqrt(2 * np.pi)
         np.testing.assert_allclose(density.density, exact, atol=5e-4)
-        np.testing.assert_allclose(laws.ddim_moments(problem, 4.0), [1.5, 0.49, 0.0], atol=1e-8)
+
+
+def comb(mean):
+    """N(mean, 1) in N(0, 2), as components of variance 1 at steps of 3/4: their sum is their integral to 3e-8."""
+    means = 0.75 * np.arange(-9, 10)
+    weights = np.exp(-0.5 * means**2)
+    return laws.canonical_problem(means[:, None], 1.0, np.where(means == mean, 1.0, 0.0), weights / weights.sum())
+
+
+def test_a_gaussian_made_of_clusters_has_the_closed_forms_of_gaussians(compiled):
+    with jax.enable_x64(True):
+        mean, problem = 0.75, comb(0.75)
+        for scale in (0.5, 5.0):
+            closed = laws.ddim_mean(scale, mean), laws.ddim_variance(scale), 0.0
+            np.testing.assert_allclose(compiled[0](problem, scale), closed, atol=1e-6)
+            closed = laws.powered_mean(scale, mean), laws.powered_variance(scale), 0.0
+            np.testing.assert_allclose(laws.powered_moments(problem, scale), closed, atol=1e-6)
+        # Cells of .04 to .07, extrapolated. Half a correction carries more than it spreads, and is resolved less well.
+        for scale, count, places in ((0.5, 1.0, 2e-5), (5.0, 1.0, 2e-5), (3.0, 4.0, 2e-5), (3.0, 0.5, 2e-4)):
+            closed = laws.pcg_mean(scale, mean, count), laws.pcg_variance(scale, count), 0.0
+            np.testing.assert_allclose(compiled[1](problem, scale, count), closed, atol=places)
+
+
+def test_negative_scales_stay_on_the_grid():
+    # Guidance below 0 pushes away from the condition, far beyond the clusters: from the moments on a grid that
+    # reaches sixty standard deviations.
+    with jax.enable_x64(True):
+        problem = laws.two_clusters(2.0)
+        for scale, count in ((-0.9, 20.0), (-3.0, 1.0)):
+            near = laws.weighted_moments(*laws.pcg_law(problem, scale, count, cells=4000, steps=300))
+            far = laws.weighted_moments(*laws.pcg_law(problem, scale, count, cells=4000, steps=300, reach=60.0))
+            np.testing.assert_allclose(near, far, rtol=1e-3)  # cells of .05 at most
+
+
+def test_ddim_in_the_plane_follows_the_ode_of_the_scores_and_turns_with_the_problem():
+    centres = np.array([[-1.0, 0.5], [1.5, 1.0], [0.0, -2.0]])
+    weights = np.array([[0.6, 0.3, 0.1], [0.2, 0.3, 0.5]])
+    scale, std, far = 2.5, 0.8, 2e4
+
+    def slope(log_noise, x):  # d x / d tau = -score / 2, over ln tau
+        tau = np.exp(log_noise)
+        spread = std**2 + tau
+        scores = []
+        for w in weights:
+            logs = np.log(w) - 0.5 * ((x - centres) ** 2).sum(-1) / spread
+            scores.append(np.exp(logs - logsumexp(logs)) @ (centres - x) / spread)
+        return -0.5 * tau * (scale * scores[0] + (1 - scale) * scores[1])
+
+    y0 = np.array([0.4, -1.1])
+    # From noise of std 2e4: the centres are 5e-5 of it away. tau = 1e-12 is 0.
+    start = y0 * np.sqrt(far**2 + std**2)
+    path = solve_ivp(slope, (2 * np.log(far), np.log(1e-12)), start, method="DOP853", rtol=1e-11, atol=1e-9)
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    with jax.enable_x64(True):
+        ours, turned = (laws.canonical_problem(c, std, *weights) for c in (centres, centres @ turn.T))
+        x = jax.jit(laws.ddim_map)(ours, scale, y0)
+        np.testing.assert_allclose(x, path.y[:, -1], atol=3e-4)
+        np.testing.assert_allclose(jax.jit(laws.ddim_map)(turned, scale, turn @ y0), turn @ x, rtol=1e-8)
+        density = jax.jit(laws.ddim_log_density)
+        np.testing.assert_allclose(density(turned, scale, turn @ x), density(ours, scale, x), rtol=1e-8)
+        np.testing.assert_allclose(jax.jit(laws.ddim_inverse)(ours, scale, x), y0, atol=1e-7)
+        jacobian = jax.jacrev(lambda y: laws.ddim_map(ours, scale, y))(jnp.asarray(y0))
+        expected = norm.logpdf(y0).sum() - np.linalg.slogdet(jacobian)[1]
+        np.testing.assert_allclose(density(ours, scale, x), expected, atol=1e-6)
+
+
+def test_the_laws_of_clusters_lower_for_every_platform():
+    # The leaves are the arguments: a problem is made inside.
+    leaves = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((2, 1), (2,), (2,), (), ())]
+    noise = jax.ShapeDtypeStruct((1,), jnp.float32)
+    through = lambda *of: laws.ddim_map(laws.CanonicalProblem(*of[:4]), *of[4:], rtol=1e-5, atol=1e-6)  # noqa: E731
+    assert_portable(jax.jit(through), *leaves, noise)
+    law = lambda *of: laws.pcg_moments(laws.CanonicalProblem(*of[:4]), of[4], 2, cells=40, steps=10)  # noqa: E731
+    assert_portable(jax.jit(law), *leaves)
 
 
 def test_the_law_converges_at_second_order():
@@ -137,5 +223,12 @@ def test_laws_on_a_line_refuse_a_plane_and_problems_that_are_none():
     ):
         with pytest.raises(ValueError, match=sentence):
             laws.canonical_problem(*arguments)
+    for call, sentence in (
+        (lambda: laws.pcg_law(laws.two_clusters(1.0), 2.0, 0), "num_steps must be positive and finite, got 0"),
+        (lambda: laws.ddpm_law(laws.two_clusters(1.0), np.inf), "the guidance scale must be finite, got inf"),
+        (lambda: laws.ddim_law(laws.two_clusters(1.0), 2.0, cells=1), "cells must be at least 2, got 1"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            call()
     with pytest.raises(ValueError, match="cells and steps must be at least 2, got 1 and 800"):
         laws.ddpm_law(laws.two_clusters(1.0), 2.0, cells=1)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
+from scipy.special import hyp2f1
 
 from jaxgen.diffusion import laws
 
@@ -86,6 +87,19 @@ def test_any_number_of_corrections(scale, count, value):
     assert numbers(lambda: [laws.pcg_variance(float(scale), count)]) == [pytest.approx(value, rel=1e-12)]
 
 
+def test_corrections_of_any_real_number_and_ratio_are_a_hypergeometric_function():
+    # K int z^(K-1) ((1 + d) / (1 + d z))^a dz = (1 + d)^a 2F1(a, K; K + 1; -d) with a = K (1 - scale), d = S^2/s^2 - 1.
+    # Small K and unlike variances, where the integrand varies over the very first part of its range; and the last
+    # two grow without bound in K.
+    cases = [(-0.93, 0.114, 9.28, 0.101), (4.4, 0.0121, 8.77, 0.372), (3.5, 0.0358, 0.2, 9.0), (-3.0, 7.5, 0.5, 1.0)]
+    cases += [(2.0, 2.5, 0.1, 9.0), (0.3, 1e-3, 1.0, 50.0), (-2.0, 3.0, 1.0, 1.5), (3.0, 12.0, 2.0, 1.0)]
+    scale, count, variance, unconditional = np.array(cases).T
+    with jax.enable_x64(True):
+        found = jax.jit(jax.vmap(laws.pcg_variance))(*jnp.asarray(cases).T)
+    a, d = count * (1 - scale), unconditional / variance - 1
+    np.testing.assert_allclose(found, variance * (1 + d) ** a * hyp2f1(a, count, count + 1, -d), rtol=1e-11)
+
+
 def moments_by_ode(scale, count, variances, means, noise, start):
     """The variance and mean of predictor and corrector in falling noise, by scipy: count None is DDIM, "DDPM" DDPM."""
     s2, u2 = variances
@@ -116,7 +130,7 @@ POSITIVE = st.floats(0.2, 5.0)
     variance=POSITIVE,
     unconditional=POSITIVE,
     noise=st.floats(0.5, 200.0),
-    count=st.integers(0, 4),
+    count=st.one_of(st.integers(0, 4), st.floats(0.05, 4.0)),
     widened=st.floats(0.5, 2.0),
 )
 def test_the_laws_solve_the_equations_of_their_moments(scale, variance, unconditional, noise, count, widened):
@@ -130,10 +144,11 @@ def test_the_laws_solve_the_equations_of_their_moments(scale, variance, uncondit
             laws.pcg_variance(scale, count, *spreads, **options),
             laws.ddim_mean(scale, *means, *spreads, noise_variance=noise),
             laws.ddpm_mean(scale, *means, *spreads, noise_variance=noise),
+            laws.pcg_mean(scale, means[0], count, means[1], *spreads, noise_variance=noise),
         )
     )
     ddim, ddpm, pcg = (moments_by_ode(scale, of, spreads, means, noise, start) for of in (None, "DDPM", count))
-    np.testing.assert_allclose(found, [ddim[0], ddpm[0], pcg[0], ddim[1], ddpm[1]], rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(found, [ddim[0], ddpm[0], pcg[0], ddim[1], ddpm[1], pcg[1]], rtol=1e-7, atol=1e-9)
 
 
 def test_equal_variances_leave_nothing_to_guide_and_are_no_exception():
@@ -159,6 +174,14 @@ def test_more_corrections_tend_to_the_powered_law_and_one_is_ddpm_at_the_mean_sc
         one = jax.vmap(lambda g: laws.pcg_variance(g, 1, *spreads))(scales)
         ddpm = jax.vmap(lambda g: laws.ddpm_variance((1 + g) / 2, *spreads))(scales)
         np.testing.assert_allclose(one, ddpm, rtol=1e-11)
+        # The same of the means, with a condition of 1 and an unconditional mean of -.6.
+        shifts, spreads = (1.0, -0.6), (0.7, 1.9)
+        means = jax.vmap(lambda g: [laws.pcg_mean(g, 1.0, k, -0.6, *spreads) for k in (0, 1, 1e5)])(scales)
+        np.testing.assert_allclose(means[0], 1.0, rtol=1e-12)
+        np.testing.assert_allclose(means[1], jax.vmap(lambda g: laws.ddpm_mean((1 + g) / 2, *shifts, *spreads))(scales))
+        np.testing.assert_allclose(
+            means[2], [float(laws.powered_mean(g, *shifts, *spreads)) for g in scales], rtol=1e-4
+        )
 
 
 def test_ddim_is_sharper_than_ddpm_by_a_factor_that_halves_with_every_unit_of_scale():
@@ -168,6 +191,50 @@ def test_ddim_is_sharper_than_ddpm_by_a_factor_that_halves_with_every_unit_of_sc
         slopes = np.diff(np.log2(np.asarray(ratio)))
     # log2 of 2^(1 - gamma) (1 - 2^(1 - 2 gamma))^-1 / 2: the bracket is 1 to a thousandth at gamma = 5.
     np.testing.assert_allclose(slopes, -1.0, atol=3e-3)
+
+
+def test_guidance_in_an_interval_solves_its_equation():
+    scale, (low, high), (s2, u2) = 3.5, (0.4, 1.7), (0.6, 2.3)
+
+    def slopes(tau, y, gain):
+        guided = scale / (s2 + tau) + (1 - scale) / (u2 + tau) if low**2 < tau <= high**2 else 1 / (s2 + tau)
+        return [gain * guided * y[0] - (gain - 1)]
+
+    for law, gain in ((laws.ddim_interval_variance, 1.0), (laws.ddpm_interval_variance, 2.0)):
+        y = [s2 + 9.0]
+        for ends in ((9.0, high**2), (high**2, low**2), (low**2, 0.0)):
+            # Just inside the ends, so that the solver meets no jump.
+            inside = np.array(ends) + np.array([-1e-12, 1e-12])
+            y = solve_ivp(slopes, inside, y, args=(gain,), method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
+        assert numbers(lambda law=law: [law(scale, low, high, s2, u2)]) == [pytest.approx(y[0], rel=1e-8)]
+
+
+def test_the_powered_law_exists_on_one_side_of_a_scale():
+    with jax.enable_x64(True):
+        scales = jnp.array([-1.5, -0.99, 1.0, 1.99, 2.5])
+        exists = jax.vmap(laws.normalisable)(scales)
+        np.testing.assert_array_equal(exists, [False, True, True, True, True])
+        exists = jax.vmap(lambda g: laws.normalisable(g, 2.0, 1.0))(scales)
+        np.testing.assert_array_equal(exists, [True, True, True, True, False])
+        traced = jax.vmap(laws.powered_variance)(scales)
+    assert np.isnan(traced[0])
+    np.testing.assert_allclose(traced[1:], 2.0 / (1.0 + np.array(scales[1:])), rtol=1e-12)
+
+
+def test_the_laws_map_over_and_differentiate_in_the_variances():
+    variances, step = np.array([0.5, 2.0, 3.0]), 1e-5
+    with jax.enable_x64(True):
+        for law in (laws.ddim_variance, laws.ddpm_variance, laws.pcg_variance, laws.powered_variance):
+            at = lambda s2, u2, law=law: law(1.4, variance=s2, unconditional_variance=u2)  # noqa: E731
+            mapped = jax.jit(jax.vmap(jax.value_and_grad(at, (0, 1)), in_axes=(0, None)))
+            # 2.0 is the unconditional variance: delta = 0 is no exception.
+            values, slopes = mapped(variances, 2.0)
+            differences = (
+                (mapped(variances + step, 2.0)[0] - mapped(variances - step, 2.0)[0]) / (2 * step),
+                (mapped(variances, 2.0 + step)[0] - mapped(variances, 2.0 - step)[0]) / (2 * step),
+            )
+            np.testing.assert_allclose(slopes, differences, rtol=1e-7, atol=1e-9)
+            assert float(values[1]) == pytest.approx(2.0, rel=1e-12)
 
 
 def test_the_laws_differentiate_where_they_are_no_quotients():
