@@ -141,8 +141,9 @@ display(figure)
 # (pseudocode 6). Both networks train at once, as one stacked state.
 
 # %%
+from experiments.stacked import Rate, StackedUpdate, initial_state
 from experiments.step_by_step import data
-from experiments.step_by_step.networks import Points, Rate, StackedUpdate, denoiser_loss, flow_loss, initial_state
+from experiments.step_by_step.networks import Points, denoiser_loss, flow_loss
 from jaxgen.models import MLP, MLPConfig
 from jaxgen.training import fit, in_memory
 

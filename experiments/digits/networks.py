@@ -8,11 +8,12 @@ import jax
 from jax.sharding import Mesh
 
 from experiments import configuration
+from experiments.devices import check_divides, mesh_of
 from experiments.digits import data
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.models import ImageMLP, ImageMLPConfig, abstract_params
 from jaxgen.pipelines import SHIFT_FEATURES, EDMObjective, FlowObjective, Objective, Recipe, train_diffusion
-from jaxgen.training import CheckpointError, Checkpoints, make_mesh, read_config, restore_params
+from jaxgen.training import CheckpointError, Checkpoints, read_config, restore_params
 from jaxgen.typing import Params
 
 # scikit-learn's digits have a standard deviation of 0.752 after scaling to [-1, 1].
@@ -50,9 +51,7 @@ def check(config: Any, run: RunDirectory, names: Iterable[str] = tuple(OBJECTIVE
     """
     _model(config)
     _recipe(config)
-    shares = mesh_of(run).shape.get("data", 1)
-    if config.batch_size % shares:
-        raise ValueError(f"--batch-size {config.batch_size} does not divide over {shares} devices; choose a multiple")
+    check_divides(run, batch_size=config.batch_size)
     if run.source is not None:
         stored = configuration.read_run(run.source)["config"]
         trained, asked = ({name: of.get(name) for name in _NETWORK + _RECIPE} for of in (stored, vars(config)))
@@ -136,8 +135,3 @@ def _model(config: Any) -> ImageMLP:
 
 def _recipe(config: Any) -> Recipe:
     return Recipe(**{name: getattr(config, name) for name in _RECIPE})
-
-
-def mesh_of(run: RunDirectory) -> Mesh:
-    """Return the mesh that `--mesh` asks for, by default all devices along `data`."""
-    return make_mesh(run.mesh or {"data": jax.device_count()})

@@ -33,6 +33,12 @@ class Config:
     """Cells of the grid on which Fokker-Planck equations are solved; half as many bound the error."""
     scan_particles: int = 24_576
     """Samples of one seed in these runs."""
+    learned_sizes: tuple[int, ...] = (20, 200)
+    """Points under the condition that a small network learns three clusters from, one network for each number."""
+    learned_steps: int = 4000
+    """Training steps of these networks, those of all seeds and numbers at once."""
+    learned_samples: int = 4096
+    """Samples of each of these networks and scales."""
     orders: tuple[int, ...] = (20, 40, 80, 160)
     """Numbers of steps over which the order of the variance's error is fitted."""
     strong_orders: tuple[int, ...] = (50, 100, 200, 400, 800)
@@ -97,6 +103,8 @@ PRESETS: Mapping[str, Config] = {
         scan_particles=2048,
         corrections=(1, 2, 20),
         cells=400,
+        learned_steps=500,
+        learned_samples=512,
         orders=(20, 80),
         strong_orders=(50, 200),
         strong_particles=2000,
@@ -135,9 +143,9 @@ def check(config: Config, run: RunDirectory) -> None:
 
 def run(config: Config, run: RunDirectory) -> None:
     """Measure the claims on known scores, then on Gaussians of digits, then on a network trained on digits."""
-    from experiments.guidance import class_gaussians, correctors, digits, equivalence, laws, yardstick
+    from experiments.guidance import class_gaussians, correctors, digits, equivalence, laws, learned, yardstick
 
-    for part in (laws, equivalence, correctors, yardstick, class_gaussians, digits):
+    for part in (laws, learned, equivalence, correctors, yardstick, class_gaussians, digits):
         part.measure(config, run)
 
 
@@ -151,7 +159,7 @@ def _check_numbers(config: Config) -> None:
             raise ValueError(f"{option} must be at least 1, got {value}")
         if isinstance(value, tuple) and not value:
             raise ValueError(f"{option} takes at least one value")
-    for name in ("orders", "strong_orders", "grid_corrections"):
+    for name in ("orders", "strong_orders", "grid_corrections", "learned_sizes"):
         if min(getattr(config, name)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {min(getattr(config, name))}")
     for name in ("orders", "strong_orders"):

@@ -54,6 +54,14 @@ CLAIMS = (
         margin_reason="a sixth of what parts the middle cluster's share at scale 2 under DDIM and DDPM",
     ),
     Claim(
+        "D3-learned",
+        "guidance takes samples away from the clusters off the target also where the network that is told the "
+        "condition has seen 20 or 200 points of it",
+        source=f"jaxgen, after the third problem of {_PAPER}; its settings are not known here",
+        rule="greater",
+        reference=0.0,
+    ),
+    Claim(
         "D4",
         "guided DDPM at gamma and PCG at 2 gamma - 1 with one correction come together in proportion to the step size",
         source=f"{_PAPER}, theorem 3 (second-hand, derived here)",

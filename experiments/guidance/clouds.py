@@ -15,6 +15,7 @@ from jaxgen.diffusion import (
     Denoiser,
     GaussianMixture,
     Level,
+    Predict,
     Prediction,
     Sampler,
     ddim,
@@ -144,30 +145,51 @@ def cloud_score(problem: Problem, scale: Scalar, level: Level) -> CleanScore:
 def draw_cloud(
     method: Method, problem: Problem, key: PRNGKey, scale: Scalar, grid: Level, *, particles: int
 ) -> Float[Array, "particles D"]:
-    """Draw a cloud by one run of a sampler, from noise around the conditional's mean: the first level is all noise."""
-    conditional = cloud_predictor(problem.conditional)
-    guided = guide(conditional, cloud_predictor(problem.unconditional), scale)
+    """Draw a cloud with exact scores."""
     first = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], grid)
     clean = Level(0.0 * first.sigma, jnp.ones_like(first.sigma), 0.0 * first.sigma)
-    sampler = method(denoiser(conditional), denoiser(guided), cloud_score(problem, scale, clean))
+    predictors = cloud_predictor(problem.conditional), cloud_predictor(problem.unconditional)
+    start = (particles, problem.conditional.means.shape[-1])
+    mean = jnp.broadcast_to(jnp.exp(problem.conditional.log_weights) @ problem.conditional.means, start)
+    return run_sampler(method, predictors, cloud_score(problem, scale, clean), mean, key, scale, grid)
+
+
+def run_sampler(
+    method: Method,
+    predictors: tuple[Predict, Predict],
+    clean_score: CleanScore,
+    mean: Float[Array, "particles D"],
+    key: PRNGKey,
+    scale: Scalar,
+    grid: Level,
+) -> Float[Array, "particles D"]:
+    """Run a sampler once, from noise around `mean`, whose shape the cloud has: the first level is all noise.
+
+    The predictors are the conditional and the unconditional one.
+    """
+    conditional, unconditional = predictors
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf)[0], grid)
+    sampler = method(denoiser(conditional), denoiser(guide(conditional, unconditional, scale)), clean_score)
     noise_key, sampler_key = jax.random.split(key)
-    noise = jax.random.normal(noise_key, (particles, problem.conditional.means.shape[-1]))
-    mean = jnp.exp(problem.conditional.log_weights) @ problem.conditional.means
-    return jnp.asarray(sample(sampler, sampler_key, first.alpha * mean[None] + first.sigma * noise, grid))
+    noise = jax.random.normal(noise_key, mean.shape)
+    return jnp.asarray(sample(sampler, sampler_key, first.alpha * mean + first.sigma * noise, grid))
+
+
+def summary(x: Float[Array, " particles"]) -> tuple:
+    """Return mean, variance, skewness, shares and counts of a cloud on a line, as `Statistics` holds them."""
+    centred = x - jnp.mean(x)
+    variance = jnp.sum(centred**2) / (len(x) - 1)
+    shares = jnp.histogram(x, jnp.array([-jnp.inf, -1.5, 1.5, jnp.inf]))[0] / len(x)
+    counts = jnp.histogram(x, jnp.asarray(EDGES, x.dtype))[0]
+    return jnp.mean(x), variance, jnp.mean(centred**3) / variance**1.5, shares, counts
 
 
 @partial(jax.jit, static_argnames=("method", "particles"))
 def _summaries(method: Method, problem: Problem, key: PRNGKey, scales: Array, grid: Level, *, particles: int) -> tuple:
-    def one(scale: Scalar) -> tuple:
-        # Every scale has the same noise: their differences are those of the scales.
-        x = draw_cloud(method, problem, key, scale, grid, particles=particles)[:, 0]
-        centred = x - jnp.mean(x)
-        variance = jnp.sum(centred**2) / (particles - 1)
-        shares = jnp.histogram(x, jnp.array([-jnp.inf, -1.5, 1.5, jnp.inf]))[0] / particles
-        counts = jnp.histogram(x, jnp.asarray(EDGES, x.dtype))[0]
-        return jnp.mean(x), variance, jnp.mean(centred**3) / variance**1.5, shares, counts
-
-    return jax.vmap(one)(scales)
+    # Every scale has the same noise: their differences are those of the scales.
+    return jax.vmap(lambda scale: summary(draw_cloud(method, problem, key, scale, grid, particles=particles)[:, 0]))(
+        scales
+    )
 
 
 def measure_clouds(

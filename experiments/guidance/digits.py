@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from experiments.claims import Cell
+from experiments.devices import mesh_of
 from experiments.digits import data, judging, networks
 from experiments.guidance import figures
 from experiments.run_directory import Interrupted, RunDirectory
@@ -64,7 +65,7 @@ class Session(NamedTuple):
             scale=asked.scale,
             steps=asked.steps,
             block_size=_BLOCK,
-            mesh=networks.mesh_of(self.run),
+            mesh=mesh_of(self.run),
         )
         return np.clip(images, -1.0, 1.0).reshape(*labels.shape, data.SIDE**2)
 

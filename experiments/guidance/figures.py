@@ -84,6 +84,38 @@ def three_clusters(run: RunDirectory, scales: Sequence[float], found: Mapping[st
     run.figure("three_clusters", figure, "three clusters: guidance empties the clusters that the condition disfavours")
 
 
+def learned_clusters(
+    run: RunDirectory,
+    sizes: Sequence[int],
+    scales: Sequence[float],
+    found: Mapping[str, "Statistics"],
+    points: np.ndarray,
+) -> None:
+    """Draw what the first seed's networks sample, a row for each training set, beside its points `[sizes, largest]`."""
+    with plots.style():
+        figure = Figure(figsize=(3.0 * len(scales), 2.4 * len(sizes)))
+        panels = figure.subplots(len(sizes), len(scales), squeeze=False, sharex=True, sharey=True)
+        for row, size in enumerate(sizes):
+            for column, scale in enumerate(scales):
+                axes = panels[row, column]
+                _law(axes, np.linspace(-7.0, 9.0, 500), [-3, 0, 3], [0.05, 0.15, 0.80], [1 / 3] * 3, scale)
+                for name, of in found.items():
+                    _histogram(axes, of.counts[0, row, column], name)
+                axes.plot(points[row, :size], np.full(size, 1.5e-3), "|k", markersize=6, label="training points")
+                axes.set(yscale="log", ylim=(1e-3, 3.0), xlim=(-7, 8))
+                axes.set_title(f"{size} points, guidance scale {scale:g}")
+        for axes in panels[-1]:
+            axes.set_xlabel("x")
+        for axes in panels[:, 0]:
+            axes.set_ylabel("density")
+        panels[-1, -1].legend(loc="upper left")
+    caption = (
+        "three clusters, with a network that learned the condition from few points: guidance empties the clusters that "
+        "the condition disfavours, as it does with exact scores"
+    )
+    run.figure("learned_clusters", figure, caption)
+
+
 def _law(
     axes: Any, x: np.ndarray, means: Sequence, conditional: Sequence, unconditional: Sequence, scale: float
 ) -> None:

@@ -1,30 +1,21 @@
 """The trained networks of a run, all of one kind at once: trained here, resumed, or taken from another run."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
-from experiments import configuration
-from experiments.run_directory import Interrupted, RunDirectory
+from experiments import configuration, stacked
+from experiments.devices import check_divides, mesh_of
+from experiments.run_directory import RunDirectory
 from experiments.step_by_step import data
 from jaxgen.diffusion import flow_matching, x0_loss
-from jaxgen.models import MLP, MLPConfig, abstract_params, init_params, logical_axes
+from jaxgen.models import MLP, MLPConfig, abstract_params
 from jaxgen.training import (
-    SEED_AXES,
     CheckpointError,
-    Checkpoints,
-    TrainState,
-    create,
-    fit,
-    in_memory,
-    make_mesh,
     read_config,
     restore_params,
 )
@@ -34,7 +25,6 @@ Regression: TypeAlias = Callable[[Sample, Scalar], Sample]
 NAMES = ("denoisers", "flows")
 _TRAINED_BY = ("steps", "flow_steps", "batch_size", "flow_batch_size", "learning_rate", "sigma_q")
 _TRAINED_AS = ("width", "layers", "sizes", "seeds")
-_LOG_EVERY = 50
 
 
 class Networks(NamedTuple):
@@ -55,13 +45,6 @@ class Networks(NamedTuple):
     points: np.ndarray
     counts: np.ndarray
     mesh: Mesh
-
-
-class Rate(NamedTuple):
-    """The learning rate: it falls from its peak to 0 along a cosine over so many steps."""
-
-    peak: Scalar
-    steps: Scalar
 
 
 class Points(NamedTuple):
@@ -93,36 +76,6 @@ def flow_loss(model: MLP, params: Params, key: PRNGKey, given: data.Ends) -> Sca
     return flow_matching.flow_matching_loss(regression(model, params), flow_matching.linear_flow, x1, x0, t)
 
 
-@dataclasses.dataclass(frozen=True)
-class StackedUpdate:
-    """One step of Adam for many networks of one shape, as `fit` wants it.
-
-    A batch holds the numbers of its draws: draw i of step n is the same however the batch is spread over devices. The
-    constants are the learning rate's, and what each network is trained on along a leading axis.
-    """
-
-    model: MLP
-    loss: Callable[[MLP, Params, PRNGKey, PyTree], Scalar]
-
-    def __call__(self, state: TrainState, constants: tuple, batch: Int[Array, " batch"]) -> tuple[TrainState, dict]:
-        """Update every network on the mean loss of its own draws."""
-        (peak, steps), given = constants
-        rate = peak * 0.5 * (1.0 + jnp.cos(jnp.pi * state.step / steps))
-
-        def one(state: TrainState, given: PyTree) -> tuple[TrainState, dict]:
-            key = jax.random.fold_in(state.key, state.step)
-
-            def mean_loss(params: Params) -> Scalar:
-                draw = lambda index: self.loss(self.model, params, jax.random.fold_in(key, index), given)  # noqa: E731
-                return jnp.mean(jax.vmap(draw)(batch))
-
-            loss, gradient = jax.value_and_grad(mean_loss)(state.params)
-            change, opt_state = optax.adam(rate).update(gradient, state.opt_state, state.params)
-            return state._replace(params=optax.apply_updates(state.params, change), opt_state=opt_state), {"loss": loss}
-
-        return jax.vmap(one, in_axes=(SEED_AXES, 0), out_axes=(SEED_AXES, 0))(state, given)
-
-
 def check(config: Any, run: RunDirectory) -> None:
     """Refuse sizes that no network has, and a run whose networks were trained otherwise.
 
@@ -131,11 +84,8 @@ def check(config: Any, run: RunDirectory) -> None:
         CheckpointError: a checkpoint of the run to sample from is damaged, not there or of another configuration.
     """
     _model(config)
-    shares = mesh_of(run).shape.get("data", 1)
-    for name in ("batch_size", "flow_batch_size", "block_size"):
-        if getattr(config, name) % shares:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} {getattr(config, name)} does not divide over {shares} devices")
+    shared = ("batch_size", "flow_batch_size", "block_size")
+    check_divides(run, **{name: getattr(config, name) for name in shared})
     if run.source is not None:
         stored = configuration.read_run(run.source)
         asked = configuration.to_json(config)
@@ -171,46 +121,17 @@ def _obtain_one(config: Any, run: RunDirectory, name: str, loss: Callable, given
         shapes = abstract_params(model)
         like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), shapes)
         return restore_params(run.source / "checkpoints" / name, like, step=steps)
-    settings = {field: getattr(config, field) for field in _TRAINED_AS + _TRAINED_BY} | {"seed": run.seed}
-    with (
-        Checkpoints(run.checkpoints / name, config=settings, keep=2) as checkpoints,
-        run.progress(steps, f"training {count} {name}") as progress,
-    ):
-        if run.resumed:
-            run.resume_metrics(checkpoints.latest_step or 0, metric=f"{name}_loss")
-
-        def report(step: int, metrics: dict) -> None:
-            mean = float(metrics["loss"].mean())
-            progress.update(step, loss=mean)
-            run.metrics(step, **{f"{name}_loss": mean})
-
-        mesh, slots = mesh_of(run), config.batch_size if name == "denoisers" else config.flow_batch_size
-        state = fit(
-            StackedUpdate(model, loss),
-            initial_state(model, jax.random.fold_in(jax.random.key(run.seed), NAMES.index(name)), count),
-            (Rate(np.asarray(config.learning_rate, np.float32), np.asarray(steps, np.float32)), given),
-            in_memory(np.arange(slots, dtype=np.int32), slots, jax.random.key(0), shuffle=False, mesh=mesh),
-            steps=steps,
-            mesh=mesh,
-            axes=logical_axes(model),
-            checkpoints=checkpoints,
-            resume=run.resumed,
-            save_every=max(steps // 4, 1),
-            log_every=_LOG_EVERY,
-            on_metrics=report,
-            stop=run.stop,
-        )
-    if state.step < steps:
-        raise Interrupted
-    return state.params
-
-
-def initial_state(model: MLP, key: PRNGKey, count: int) -> TrainState:
-    """Draw the parameters of `count` networks, and put their state together at step 0; the key is consumed."""
-    init_keys, run_keys = (jax.random.split(part, count) for part in jax.random.split(key))
-    # One program for all: every network is drawn from a key of its own.
-    params = jax.jit(jax.vmap(lambda key: init_params(model, key)))(init_keys)
-    return create(run_keys, params, jax.vmap(optax.adam(0.0).init)(params))
+    return stacked.train(
+        run,
+        name,
+        stacked.StackedUpdate(model, loss),
+        given,
+        jax.random.fold_in(jax.random.key(run.seed), NAMES.index(name)),
+        steps=steps,
+        draws=config.batch_size if name == "denoisers" else config.flow_batch_size,
+        learning_rate=config.learning_rate,
+        settings={field: getattr(config, field) for field in _TRAINED_AS + _TRAINED_BY} | {"seed": run.seed},
+    )
 
 
 def _steps(config: Any, name: str) -> int:
@@ -219,8 +140,3 @@ def _steps(config: Any, name: str) -> int:
 
 def _model(config: Any) -> MLP:
     return MLP(MLPConfig(dimension=2, width=config.width, layers=config.layers))
-
-
-def mesh_of(run: RunDirectory) -> Mesh:
-    """Return the mesh that `--mesh` asks for, by default all devices along `data`."""
-    return make_mesh(run.mesh or {"data": jax.device_count()})

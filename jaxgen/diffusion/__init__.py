@@ -82,6 +82,7 @@ from jaxgen.diffusion.powered import (
     systematic_ancestors,
 )
 from jaxgen.diffusion.predictions import (
+    Predict,
     Prediction,
     edm_preconditioned,
     from_noise,
@@ -170,6 +171,7 @@ __all__ = [
     "Pair",
     "PairInfo",
     "Particles",
+    "Predict",
     "PredictGiven",
     "PredictPair",
     "Prediction",

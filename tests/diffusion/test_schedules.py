@@ -169,7 +169,7 @@ def test_the_scaled_linear_path_is_the_limit_of_its_betas():
 @pytest.mark.parametrize("schedule", [Cosine(), OffsetCosine()], ids=str)
 def test_float32_log_snr_of_the_cosine_path_is_never_nan(schedule):
     last = jnp.float32(1.0)
-    # About the smallest time whose sigma^2, of slope .04 there, is not flushed to zero, and the last one before the end.
+    # About the smallest time whose sigma^2 (slope .04) is not flushed to zero, and the last one before the end.
     t = jnp.stack([0 * last, 50 * jnp.finfo(jnp.float32).tiny, jnp.nextafter(last, 0 * last), last])
     alpha, sigma = jax.jit(lambda t: level_at(schedule, t))(t)[1:]
     log_snr = 2 * (jnp.log(alpha) - jnp.log(sigma))

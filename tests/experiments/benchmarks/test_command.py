@@ -3,11 +3,10 @@
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
+from commands import assert_refused, finish
 
-from experiments import cli
 from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, SamplerSizes, samplers
 from experiments.benchmarks.peers import MISSING
 from experiments.configuration import Settings
@@ -27,14 +26,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def tiny_run(path):
-    """Run the command; nearly all of its time is compiling, so it compiles with little optimisation."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXGEN_COMPILATION_CACHE", "off")
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            assert cli.main(["benchmarks", *TINY, "--out", str(path)]) == 0
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+    """Run the command, and return its rows."""
+    finish(path, "benchmarks", *TINY)
     return {row["id"]: row for row in json.loads((path / "claims.json").read_text())}
 
 
@@ -52,12 +45,7 @@ def tiny_run(path):
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
-    code, out, err = command("benchmarks", *argv.split())
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert error in err
-    assert list(folder.iterdir()) == []
+    assert_refused(command("benchmarks", *argv.split()), folder, error)
 
 
 def test_the_help_names_the_peers_the_parts_and_the_sizes(command):

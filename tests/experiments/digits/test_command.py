@@ -3,11 +3,10 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
+from commands import assert_refused, files, finish
 
-from experiments import cli
 from experiments.configuration import Settings
 from experiments.digits import CLAIMS, Config
 
@@ -25,20 +24,7 @@ FIGURES = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The tiny run, finished: nearly all of its time is compiling, so it compiles with little optimisation."""
-    path = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXGEN_COMPILATION_CACHE", "off")
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            assert cli.main(["digits", *TINY, "--mesh", "data=1", "--out", str(path)]) == 0
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
-    return path
-
-
-def files(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return finish(tmp_path_factory.mktemp("finished") / "run", "digits", *TINY, "--mesh", "data=1")
 
 
 # What is refused: exit 2, one sentence, nothing written.
@@ -85,12 +71,7 @@ def files(folder):
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
-    code, out, err = command("digits", *argv.split())
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert error in err
-    assert list(folder.iterdir()) == []
+    assert_refused(command("digits", *argv.split()), folder, error)
 
 
 @pytest.fixture

@@ -2,16 +2,16 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
+from commands import assert_refused, finish
 
-from experiments import cli
 from experiments.guidance import CLAIMS
 
 TINY = (
     *("--particles", "64", "--cluster-particles", "64", "--seeds", "2", "--exact-steps", "2", "--scan-steps", "4"),
     *("--scan-particles", "64", "--orders", "2", "4", "--strong-orders", "2", "4", "--strong-particles", "64"),
+    *("--learned-sizes", "4", "--learned-steps", "2", "--learned-samples", "64"),
     *("--smc-particles", "64", "--class-samples", "64", "--class-steps", "4", "--class-scales", "2", "--cells", "16"),
     *("--digit-scales", "2", "--digit-seeds", "2", "--digit-samples", "80", "--digit-steps", "2"),
     *("--fidelity-steps", "2", "--fidelity-samples", "10"),
@@ -19,23 +19,14 @@ TINY = (
     *("--steps", "2", "--batch-size", "8", "--width", "8", "--hidden", "8", "--blocks", "1"),
 )
 FIGURES = (
-    *("class_gaussians", "corrections", "digits_against_ddpm", "equivalence", "gaussian_laws"),
+    *("class_gaussians", "corrections", "digits_against_ddpm", "equivalence", "gaussian_laws", "learned_clusters"),
     *("scale_and_corrections", "three_clusters", "translation", "two_clusters", "yardstick"),
 )
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """The tiny run, finished: nearly all of its time is compiling, so it compiles with little optimisation."""
-    path = tmp_path_factory.mktemp("finished") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAXGEN_COMPILATION_CACHE", "off")
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            assert cli.main(["guidance", *TINY, "--mesh", "data=1", "--out", str(path)]) == 0
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
-    return path
+    return finish(tmp_path_factory.mktemp("finished") / "run", "guidance", *TINY, "--mesh", "data=1")
 
 
 @pytest.mark.parametrize(
@@ -55,12 +46,7 @@ def finished(tmp_path_factory):
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
-    code, out, err = command("guidance", *argv.split())
-    assert (code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert error in err
-    assert list(folder.iterdir()) == []
+    assert_refused(command("guidance", *argv.split()), folder, error)
 
 
 @pytest.mark.slow

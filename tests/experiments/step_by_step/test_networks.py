@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import hastily_compiled
 
 from experiments.configuration import Settings
 from experiments.run_directory import Interrupted, RunDirectory
@@ -27,16 +28,8 @@ def train(run):
         run.close()
 
 
-@pytest.fixture
-def hastily_compiled():
-    """These networks are tiny: nearly all of the time is compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("hastily_compiled")
+@hastily_compiled()
 def test_an_interrupted_run_resumes_to_the_same_bits_and_is_taken_up_by_another(tmp_path):
     asked = iter([False] * 1 + [True] * 9)
     with pytest.raises(Interrupted):
@@ -66,19 +59,3 @@ def test_a_network_is_trained_on_the_points_of_its_set_alone():
     all_three = given._replace(count=jnp.asarray(3))
     losses = jax.jit(jax.vmap(lambda key: networks.denoiser_loss(model, params, key, all_three)))(keys)
     assert 0.2 < np.mean(np.asarray(losses) > 1.0) < 0.5  # a third of 200 draws, 4 standard errors
-
-
-@pytest.mark.usefixtures("hastily_compiled")
-def test_stacked_networks_train_as_each_does_alone():
-    model, rate = MLP(MLPConfig(width=4)), networks.Rate(np.asarray(0.01, np.float32), np.asarray(10.0, np.float32))
-    update = jax.jit(networks.StackedUpdate(model, networks.denoiser_loss))
-    points = np.random.default_rng(0).normal(size=(3, 5, 2)).astype(np.float32)
-    given = networks.Points(points, np.array([2, 3, 5]), np.ones(3, np.float32))
-    state = networks.initial_state(model, jax.random.key(0), 3)
-    batch = np.arange(4, dtype=np.int32)
-    together, metrics = update(state, (rate, given), batch)
-    assert metrics["loss"].shape == (3,)
-    pick = lambda tree: jax.tree.map(lambda leaf: leaf[1:2], tree)  # noqa: E731
-    second = state._replace(**{name: pick(getattr(state, name)) for name in ("params", "opt_state", "key")})
-    alone, _ = update(second, (rate, pick(given)), batch)
-    chex.assert_trees_all_close(pick(together.params), alone.params, rtol=1e-6, atol=1e-7)  # float32, other sums
