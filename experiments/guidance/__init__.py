@@ -64,7 +64,7 @@ class Config:
     digit_steps: int = 100
     """Predictor steps of PCG; guided DDPM takes twice as many."""
     fidelity_steps: int = 200
-    """Predictor steps of PCG where scales and numbers of corrections are compared by precision."""
+    """Predictor steps of PCG where scales and numbers of corrections are compared by a classifier."""
     fidelity_samples: int = 60
     """Images of one seed in this comparison."""
     permutations: int = 999
@@ -129,7 +129,7 @@ PRESETS: Mapping[str, Config] = {
 }
 PRESET_NOTES = {
     "ci": "a minute on 2 CPU cores: fewer samples and a small network, many rows stay open",
-    "default": "twelve minutes on 2 CPU cores: every row is decided",
+    "default": "twelve minutes on 2 CPU cores: all but the rows that need weights are decided",
 }
 
 

@@ -202,7 +202,7 @@ def corrections(
                 at.set_xticks(counts, [str(count) for count in counts])
                 at.minorticks_off()
             axes[0, column].set_title(name)
-        axes[0, 0].legend()
+        axes[1, 0].legend()
     caption = (
         "more corrections bring PCG to the powered law (dashed). On the Gaussian that sharpens; on two clusters it "
         "widens, since one correction had pushed the mean beyond the cluster"
@@ -266,7 +266,7 @@ def discrepancies(run: RunDirectory, mmd2: Mapping[tuple[str, float], np.ndarray
         figure.axes[0].set_yscale("symlog", linthresh=1e-3)
         figure.axes[1].axhline(0.05, color="0.5", linewidth=1.0)
         figure.axes[1].set(ylabel="p-value of the permutation test", yscale="log")
-        figure.axes[1].legend()
+        figure.axes[0].legend(loc="upper left")
     caption = "real digits: each dot compares the images of one seed with those of guided DDPM"
     run.figure("digits_against_ddpm", figure, caption)
 
