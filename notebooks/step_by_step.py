@@ -188,22 +188,26 @@ def draw(key, condition, params, grid):
 
 
 samples = sample_many(draw, jax.random.key(2), 800, denoisers, spiral_grid, block_size=400, mesh=mesh)
-curve = data.spiral(np.linspace(0.0, 1.0, 400))
+curve, fresh = data.spiral(np.linspace(0.0, 1.0, 400)), data.spiral_samples(1, 20_000)
 with plots.style():
     figure = Figure(figsize=(6.4, 3.2), dpi=100)
     for index, axes in enumerate(figure.subplots(1, 2, sharey=True)):
         known = points[0, index, : counts[0, index]]
-        near = (data.distances(samples[:, index], known) < 0.05).mean()
+        near, expected = ((data.distances(of, known) < 0.05).mean() for of in (samples[:, index], fresh))
         axes.plot(*curve.T, color="0.7")
         axes.plot(*samples[:, index].T, ".", color=plots.PALETTE[2], markersize=2)
         axes.plot(*known.T, "k*", markersize=5)
-        axes.set(title=f"{len(known)} points, {near:.0%} of samples at one of them", aspect="equal")
+        axes.set(
+            title=f"{len(known)} points: at one of them are\n{near:.0%} of samples, {expected:.0%} of the spiral",
+            aspect="equal",
+        )
 display(figure)
 
 # %% [markdown]
-# With 10 points the network comes back to them, the more exactly the longer it trains; with 40 it fills the curve in
-# between. The best function on its training set would remember all points in both cases: what generalises here is that
-# a small network does not reach it.
+# With 10 points the network comes back to them, several times as often as the spiral passes by, and the more exactly
+# the longer it trains; with 40 it fills the curve in between, and is at a training point hardly more often than the
+# spiral is. The best function on its training set would remember all points in both cases: what generalises here is
+# that a small network does not reach it.
 #
 # **Change one thing:** `sigma_q=5.0` in the grid, and `5 * np.ones(2, np.float32)` in `Points`. Training now spends its
 # time at noise that hides the spiral, the last step starts at half a standard deviation of noise, and the samples
