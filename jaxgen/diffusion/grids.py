@@ -203,3 +203,34 @@ def check_grid(grid: Level, *, divides_by_alpha: bool = False) -> None:
             "a network that predicts the noise says nothing about x0 at alpha = 0, which this grid contains; "
             "start below t = 1 or predict x0, v or the velocity"
         )
+
+
+def check_falling(grid: Level) -> None:
+    """Refuse a grid that rises, for kernels that add noise on their way down; traced grids pass.
+
+    Raises:
+        ValueError: if sigma / alpha rises, as far as its first two levels are known.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in grid):
+        return
+    alpha, sigma = (np.asarray(leaf, np.float64)[:2] for leaf in (grid.alpha, grid.sigma))
+    if np.diff(np.arctan2(sigma, alpha)) > 0:
+        raise ValueError(
+            f"a sampler that draws noise needs a grid whose sigma / alpha falls, but it rises, at first from sigma "
+            f"{sigma[0]:g} to {sigma[1]:g}; turn it round, or encode by `ddim` or `ddim_inversion`"
+        )
+
+
+def check_signal(grid: Level) -> None:
+    """Refuse a grid that steps from alpha = 0, for kernels whose step has no size there; traced grids pass.
+
+    Raises:
+        ValueError: if a level but the last has alpha = 0.
+    """
+    if any(isinstance(leaf, Tracer) for leaf in grid):
+        return
+    if np.min(np.asarray(grid.alpha)[:-1]) == 0:
+        raise ValueError(
+            "this sampler's step is infinite at alpha = 0, where this grid starts; start it below t = 1, for example "
+            "by uniform_grid(..., start=0.999)"
+        )

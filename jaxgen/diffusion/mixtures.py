@@ -179,11 +179,12 @@ def condition(mixture: GaussianMixture, label: int | Int[ArrayLike, ""]) -> Gaus
     """Return the mixture of one class, of the same shape: components of other classes get weight 0.
 
     Raises:
-        ValueError: if the label is known and no component carries it.
+        ValueError: if the label is known and no component of positive weight carries it.
     """
-    chosen = mixture.labels == label
+    chosen = (mixture.labels == label) & (mixture.log_weights > -jnp.inf)
     if not isinstance(chosen, Tracer) and not chosen.any():
-        known = sorted(set(np.asarray(mixture.labels).tolist()))
+        alive = np.asarray(mixture.log_weights) > -np.inf
+        known = sorted(set(np.asarray(mixture.labels)[alive].tolist()))
         raise ValueError(f"no component carries the label {label}; the mixture has the labels {known}")
     log_weights = jnp.where(chosen, mixture.log_weights, -jnp.inf)
     return dataclasses.replace(mixture, log_weights=log_weights - jax.nn.logsumexp(log_weights))

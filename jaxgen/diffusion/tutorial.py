@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.grids import check_falling
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.predictions import Prediction
 from jaxgen.diffusion.samplers.base import Markov, Sampler
@@ -76,7 +77,7 @@ def tutorial_ddpm(model: Denoiser) -> Sampler:
         std = jnp.sqrt(now.sigma**2 - next.sigma**2)
         return Markov(previous_point(predicted.x0, state.x, now, next) + std * noise, memory), predicted
 
-    return Sampler(lambda x: Markov(x, model.init(x)), step)
+    return Sampler(lambda x: Markov(x, model.init(x)), step, check_falling)
 
 
 def tutorial_ddim(model: Denoiser) -> Sampler:

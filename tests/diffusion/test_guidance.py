@@ -129,6 +129,15 @@ def test_conditions_may_be_pytrees():
         classifier_free(network, condition, {"label": NULL}, 2.0)
 
 
+def test_a_condition_that_is_the_null_condition_guides_nothing_and_is_refused():
+    for condition, null in ((NULL, NULL), ({"label": np.int32(NULL)}, {"label": jnp.array(NULL)})):
+        with pytest.raises(ValueError, match="the condition and the null condition are the same"):
+            classifier_free(conditional_network, condition, null, 2.0)
+    # Not known, it guides nothing.
+    traced = jax.jit(lambda label: classifier_free(conditional_network, label, NULL, 5.0)(some_x(), LEVEL))(NULL)
+    np.testing.assert_allclose(traced.x0, given(NULL)(some_x(), LEVEL).x0, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan, jnp.float32(np.nan)])
 def test_scales_that_are_not_finite_are_refused(scale):
     expected = (

@@ -283,3 +283,8 @@ def test_a_class_that_no_component_carries_is_refused_where_it_is_known():
     with pytest.raises(ValueError) as caught:
         condition(law, 3)
     assert str(caught.value) == "no component carries the label 3; the mixture has the labels [2, 4]"
+    # A component without weight carries nothing.
+    weightless = gaussian_mixture([0.0, 1.0], [[0.0], [1.0]], [np.eye(1)] * 2, labels=[4, 2])
+    for label, empty in ((2, condition(law, 4)), (4, weightless)):
+        with pytest.raises(ValueError, match=f"no component carries the label {label}; the mixture has the labels"):
+            condition(empty, label)

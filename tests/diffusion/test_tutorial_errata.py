@@ -24,7 +24,7 @@ from jaxgen.diffusion import (
     tutorial_ddim,
     uniform_grid,
 )
-from jaxgen.diffusion.flow_matching import ddim_flow
+from jaxgen.diffusion.flow_matching import ddim_flow, diffusion_marginal_flow, linear_diffusion_marginal_flow
 from jaxgen.diffusion.levels import Level
 
 SIGMA_Q = 5.0
@@ -44,21 +44,24 @@ def test_the_velocity_of_ddim_points_to_the_data():
 
 
 @pytest.mark.parametrize(
-    ("noise", "divided", "value"),
+    ("build", "times", "value"),
     [
-        (lambda t: t * SIGMA_Q, True, 1.0606601717798214),  # lemma 4 corrected: where DDIM is at t = .09
-        (lambda t: np.sqrt(t) * SIGMA_Q, False, 1.557892),  # as printed, with the noise that is printed
-        (lambda t: t * SIGMA_Q, False, 1.610804),  # as printed, with the noise of the deterministic interpolation
+        (linear_diffusion_marginal_flow, 0, 1.0606601717798214),  # lemma 4 corrected: where DDIM is at t = .09
+        (diffusion_marginal_flow, 2, 1.557892),  # as printed, with the noise that is printed: 2 t y' = y - E[x0 | y]
+        (linear_diffusion_marginal_flow, 1, 1.610804),  # as printed, with the noise of the interpolation: t z'
     ],
 )
-def test_the_velocity_of_lemma_4_is_divided_by_the_time(noise, divided, value):
-    # On N(0, 1): E[x0 - x | x] = -x noise^2 / (1 + noise^2), from 3 at t = 1 to t = .3.
-    def slope(t, x):
-        pull = x * noise(t) ** 2 / (1 + noise(t) ** 2)
-        return pull / t if divided else pull
+def test_the_velocity_of_lemma_4_is_divided_by_the_time(build, times, value):
+    # On N(0, 1), from 3 at t = 1 to t = .3.
+    law = diagonal_mixture([1.0], [[0.0]], [[1.0]])
+    with jax.enable_x64(True):
+        velocity = jax.jit(build(lambda x, level: predict_exactly(law, x, level), SIGMA_Q))
 
-    end = solve_ivp(slope, (1.0, 0.3), [3.0], method="DOP853", rtol=1e-11, atol=1e-12).y[0, -1]
-    assert end == pytest.approx(value, abs=1e-6)
+        def slope(t, x):
+            return -(times * t if times else 1.0) * np.asarray(velocity(jnp.asarray(x), jnp.float64(t)))
+
+        found = solve_ivp(slope, (1.0, 0.3), [3.0], method="DOP853", rtol=1e-9, atol=1e-10).y[0, -1]
+    assert found == pytest.approx(value, abs=1e-6)
 
 
 def test_the_base_of_the_deterministic_interpolation_is_not_its_middle():

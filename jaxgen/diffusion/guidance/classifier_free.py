@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
@@ -66,7 +67,18 @@ def batched_pair(predict: PredictGiven, condition: PyTree, null_condition: PyTre
         predict: maps (x, level, condition) to a Prediction, for one sample.
         condition: what to sample, for example a label; a pytree of arrays.
         null_condition: the condition on which the network was trained to be unconditional, of the same structure.
+
+    Raises:
+        ValueError: if both conditions are known and the same, which guides nothing at any scale.
     """
+    leaves = [*jax.tree.leaves(condition), *jax.tree.leaves(null_condition)]
+    if not any(isinstance(leaf, Tracer) for leaf in leaves) and all(
+        jax.tree.leaves(jax.tree.map(np.array_equal, condition, null_condition))
+    ):
+        raise ValueError(
+            f"the condition and the null condition are the same, {condition}, and guide nothing; sample the "
+            "unconditional law by the network under that condition alone"
+        )
     conditions = jax.tree.map(lambda c, n: jnp.stack([jnp.asarray(c), jnp.asarray(n)]), condition, null_condition)
 
     def predict_pair(x: Sample, level: Level) -> tuple[Prediction, Prediction]:
@@ -161,6 +173,6 @@ def classifier_free(
         scale: guidance scale, a number or a function of the level such as `interval_scale`.
 
     Raises:
-        ValueError: if `scale` is known and not finite.
+        ValueError: if `scale` is known and not finite, or both conditions are known and the same.
     """
     return guide_pair(batched_pair(predict, condition, null_condition), scale)

@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxgen.diffusion.laws.density import Moments, weighted_moments
+from jaxgen.diffusion.guidance.classifier_free import check_scale
+from jaxgen.diffusion.laws.density import Density, Moments, weighted_moments
 from jaxgen.typing import ArrayLike, Scalar
-
-_POINTS = 3208  # of the trapezoidal rule
 
 
 @jax.tree_util.register_dataclass
@@ -85,24 +84,40 @@ def canonical_drift(problem: CanonicalProblem, scale: Scalar, y: Float[Array, " 
     return jnp.asarray(scale * conditional + (1.0 - scale) * unconditional)
 
 
-def powered_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
-    """Compute mean, variance and skewness of p(x | c)^scale p(x)^(1 - scale) on a line, by the trapezoidal rule.
+def powered_law(problem: CanonicalProblem, scale: Scalar, *, cells: int = 3208) -> Density:
+    """Return the density of p(x | c)^scale p(x)^(1 - scale) on a line, normalised by the midpoint rule.
+
+    Args:
+        problem: the components.
+        scale: guidance scale.
+        cells: of the grid, which extends over every place where the law may lie.
 
     Raises:
-        ValueError: if the problem has more than one dimension.
+        ValueError: if the problem has more than one dimension, `cells` is below 2, or the scale is known and not
+            finite.
     """
     check_line(problem)
+    check_scale(scale)
+    if cells < 2:
+        raise ValueError(f"cells must be at least 2, got {cells}")
     centres = problem.centres[:, 0]
     # Components of one variance: a power of their mixtures has tails like one component, wherever that may lie.
     reach = 12.0 + (2.0 * jnp.abs(scale) + 2.0) * jnp.max(jnp.abs(centres))
-    y = jnp.linspace(-reach, reach, _POINTS)
+    width = 2.0 * reach / cells
+    y = -reach + width * (jnp.arange(cells) + 0.5)
     distances = -0.5 * (y[:, None] - centres[None]) ** 2
     logs = [
         jax.nn.logsumexp(distances + weights[None], axis=-1)
         for weights in (problem.log_weights, problem.unconditional_log_weights)
     ]
     log_density = scale * logs[0] + (1.0 - scale) * logs[1]
-    return weighted_moments(jnp.asarray(problem.std * y), jnp.exp(log_density - jnp.max(log_density)))
+    density = jnp.exp(log_density - jnp.max(log_density))
+    return Density(jnp.asarray(problem.std * y), density / (jnp.sum(density) * width * problem.std))
+
+
+def powered_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
+    """Compute mean, variance and skewness of `powered_law`; errors as there."""
+    return weighted_moments(*powered_law(problem, scale))
 
 
 def check_line(problem: CanonicalProblem) -> None:

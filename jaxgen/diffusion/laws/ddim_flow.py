@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.scipy.stats import norm
 from jaxtyping import Array, Float
 
+from jaxgen.diffusion.guidance.classifier_free import check_scale
 from jaxgen.diffusion.laws.canonical import CanonicalProblem, canonical_drift, check_line
 from jaxgen.diffusion.laws.density import Density, Moments, weighted_moments
 from jaxgen.typing import Scalar
@@ -35,17 +36,20 @@ def ddim_map(
 
     Returns:
         The sample, in units of the data.
+
+    Raises:
+        ValueError: if the scale is known and not finite.
     """
-    end = _integrate(lambda r, y: canonical_drift(problem, scale, y, r), y0, 0.0, 1.0, rtol, atol)
-    return jnp.asarray(problem.std * end)
+    check_scale(scale)
+    return jnp.asarray(problem.std * _flow(problem, scale, y0, 0.0, 1.0, rtol, atol))
 
 
 def ddim_inverse(
     problem: CanonicalProblem, scale: Scalar, x: Float[Array, " D"], *, rtol: float = 1e-9, atol: float = 1e-10
 ) -> Float[Array, " D"]:
-    """Map a clean sample to the noise from which `ddim_map` gets there; arguments as there."""
-    start = jnp.asarray(x / problem.std)
-    return _integrate(lambda r, y: canonical_drift(problem, scale, y, r), start, 1.0, 0.0, rtol, atol)
+    """Map a clean sample to the noise from which `ddim_map` gets there; arguments and errors as there."""
+    check_scale(scale)
+    return _flow(problem, scale, jnp.asarray(x / problem.std), 1.0, 0.0, rtol, atol)
 
 
 def ddim_log_density(
@@ -54,8 +58,14 @@ def ddim_log_density(
     """Return the log-density of guided DDIM at x, in any dimension, by the change of variables along its flow.
 
     log p(x) = log N(y(0); 0, 1) - int_0^1 div M_gamma dr - D log s, the divergence by automatic differentiation (Chen
-    et al. 2018, theorem 1). Arguments as `ddim_map`; integrates D + 1 variables.
+    et al. 2018, theorem 1). Arguments and errors as `ddim_map`; integrates D + 1 variables.
     """
+    check_scale(scale)
+    return _log_density(problem, scale, x, rtol, atol)
+
+
+@jax.jit
+def _log_density(problem: CanonicalProblem, scale: Scalar, x: Array, rtol: Scalar, atol: Scalar) -> Array:
     dimension = len(x)
 
     def backward(r: Array, state: Array) -> Array:
@@ -69,14 +79,19 @@ def ddim_log_density(
     return jnp.asarray(jnp.sum(norm.logpdf(end[:-1])) + end[-1] - dimension * jnp.log(problem.std))
 
 
-@jax.jit
 def ddim_moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
     """Compute mean, variance and skewness of guided DDIM on a line, by the map and the trapezoidal rule over its noise.
 
     Raises:
-        ValueError: if the problem has more than one dimension.
+        ValueError: if the problem has more than one dimension, or the scale is known and not finite.
     """
     check_line(problem)
+    check_scale(scale)
+    return _moments(problem, scale)
+
+
+@jax.jit
+def _moments(problem: CanonicalProblem, scale: Scalar) -> Moments:
     y = jnp.linspace(-_REACH, _REACH, _POINTS)
     x = jax.vmap(lambda start: ddim_map(problem, scale, start[None])[0])(y)
     return weighted_moments(x, jnp.exp(-0.5 * y**2))
@@ -91,9 +106,11 @@ def ddim_law(problem: CanonicalProblem, scale: Scalar, *, cells: int = 800) -> D
         cells: of the grid, which extends over the samples from noise between -9 and 9.
 
     Raises:
-        ValueError: if the problem has more than one dimension, or `cells` is below 2.
+        ValueError: if the problem has more than one dimension, `cells` is below 2, or the scale is known and not
+            finite.
     """
     check_line(problem)
+    check_scale(scale)
     if cells < 2:
         raise ValueError(f"cells must be at least 2, got {cells}")
     ends = jnp.array([-_REACH, _REACH], problem.centres.dtype)
@@ -104,8 +121,15 @@ def ddim_law(problem: CanonicalProblem, scale: Scalar, *, cells: int = 800) -> D
     return Density(0.5 * (faces[1:] + faces[:-1]), jnp.diff(norm.cdf(noise)) / width)
 
 
+@jax.jit
+def _flow(
+    problem: CanonicalProblem, scale: Scalar, start: Array, t0: Scalar, t1: Scalar, rtol: Scalar, atol: Scalar
+) -> Array:
+    return _integrate(lambda r, y: canonical_drift(problem, scale, y, r), start, t0, t1, rtol, atol)
+
+
 def _integrate(
-    slope: Callable[[Array, Array], Array], start: Array, t0: float, t1: float, rtol: float, atol: float
+    slope: Callable[[Array, Array], Array], start: Array, t0: Scalar, t1: Scalar, rtol: Scalar, atol: Scalar
 ) -> Array:
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda r, y, _: slope(jnp.asarray(r), y)),

@@ -19,6 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from jaxgen.diffusion.guidance.classifier_free import check_scale
 from jaxgen.diffusion.laws.canonical import CanonicalProblem, check_line, posterior_centre
 from jaxgen.diffusion.laws.density import Density, Moments, weighted_moments
 from jaxgen.typing import Scalar
@@ -55,8 +56,7 @@ def pcg_law(
         raise ValueError(f"cells and steps must be at least 2, got {cells} and {steps}")
     if not isinstance(num_steps, Tracer) and not 0.0 < float(num_steps) < math.inf:
         raise ValueError(f"num_steps must be positive and finite, got {num_steps}")
-    if not isinstance(scale, Tracer) and not math.isfinite(float(scale)):
-        raise ValueError(f"the guidance scale must be finite, got {scale}")
+    check_scale(scale)
     count = jnp.asarray(num_steps, problem.centres.dtype)
     return _solve(problem, scale, count, cells, steps, reach)
 

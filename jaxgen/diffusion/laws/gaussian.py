@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
+from jaxgen.diffusion.guidance.classifier_free import check_scale
 from jaxgen.diffusion.laws.quadrature import integral
 from jaxgen.typing import Scalar
 
@@ -212,8 +213,7 @@ def at_start(
     scale: Scalar, variance: Scalar, unconditional: Scalar, noise: Scalar | None, start: Scalar | None
 ) -> tuple[Array, Array]:
     """Check what is known, and return p at the start and delta."""
-    if not isinstance(scale, Tracer) and not math.isfinite(float(scale)):
-        raise ValueError(f"the guidance scale must be finite, got {scale}")
+    check_scale(scale)
     given = {"variance": variance, "unconditional_variance": unconditional}
     given |= {name: of for name, of in (("noise_variance", noise), ("start_variance", start)) if of is not None}
     for name, value in given.items():

@@ -1,7 +1,7 @@
 """Samplers: kernels between two noise levels, their compositions, and the loop that runs them."""
 
 from jaxgen.diffusion.samplers.ancestral import euler_ancestral
-from jaxgen.diffusion.samplers.base import Markov, Sampler, advance, sample, trajectory
+from jaxgen.diffusion.samplers.base import Markov, Sampler, advance, record, sample, trajectory
 from jaxgen.diffusion.samplers.ddim import ddim
 from jaxgen.diffusion.samplers.ddpm import ddpm, forward_std, posterior_std, quiet_end
 from jaxgen.diffusion.samplers.dpm_solver import Multistep, dpm_solver_pp_2m, dpm_solver_pp_2m_sde
@@ -14,12 +14,13 @@ from jaxgen.diffusion.samplers.langevin import (
     at_next,
     at_now,
     fixed_step_size,
+    guided_curvature,
     langevin,
     path_step_size,
     signal_to_noise,
 )
 from jaxgen.diffusion.samplers.many import draw_block, prior, sample_many
-from jaxgen.diffusion.samplers.predictor_corrector import Pair, PairInfo, pcg, predictor_corrector
+from jaxgen.diffusion.samplers.predictor_corrector import Pair, PairInfo, pcg, predictor_corrector, repeat
 
 __all__ = [
     "LangevinInfo",
@@ -43,6 +44,7 @@ __all__ = [
     "euler_maruyama",
     "fixed_step_size",
     "forward_std",
+    "guided_curvature",
     "heun",
     "heun_flow",
     "langevin",
@@ -52,6 +54,8 @@ __all__ = [
     "predictor_corrector",
     "prior",
     "quiet_end",
+    "record",
+    "repeat",
     "sample",
     "sample_many",
     "signal_to_noise",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jaxgen.diffusion.denoisers import Memory
 from jaxgen.diffusion.grids import check_grid
@@ -22,6 +23,11 @@ State: TypeAlias = Any
 Info: TypeAlias = Any
 
 
+def any_grid(grid: Level) -> None:
+    """Accept every grid."""
+    del grid
+
+
 class Sampler(NamedTuple):
     """A kernel between two levels, for ONE sample of any shape.
 
@@ -29,10 +35,13 @@ class Sampler(NamedTuple):
         init: maps a sample to the sampler's state, a NamedTuple whose first field is `x`.
         step: maps (key, state, now, next) to (state, info), with any number of network evaluations. The state is
             carried; the info is diagnostics of this step alone.
+        check: raises ValueError for a known grid that the kernel cannot follow, such as a rising one where noise is
+            drawn on the way down.
     """
 
     init: Callable[[Sample], State]
     step: Callable[[PRNGKey, State, Level, Level], tuple[State, Info]]
+    check: Callable[[Level], None] = any_grid
 
 
 class Markov(NamedTuple):
@@ -42,8 +51,9 @@ class Markov(NamedTuple):
     memory: Memory
 
 
-def _intervals(state: State, grid: Level, first: int | jax.Array) -> tuple:
+def _intervals(sampler: Sampler, state: State, grid: Level, first: int | jax.Array) -> tuple:
     check_grid(grid)
+    sampler.check(grid)
     # The grid is float64 on the host; it joins the computation in the sample's own precision.
     grid = jax.tree.map(lambda leaf: jnp.asarray(leaf, state.x.dtype), grid)
     now = jax.tree.map(lambda leaf: leaf[:-1], grid)
@@ -65,18 +75,20 @@ def advance(sampler: Sampler, key: PRNGKey, state: State, grid: Level, first: in
         The state after the last step. No trajectory is kept: memory does not grow with the number of steps.
 
     Raises:
-        ValueError: if the grid is known before compilation and no sampler can follow it.
+        ValueError: if the grid is known before compilation and no sampler, or not this one, can follow it.
     """
 
     def body(state: State, inputs: tuple) -> tuple[State, None]:
         n, now, next = inputs
         return sampler.step(jax.random.fold_in(key, n), state, now, next)[0], None
 
-    return jax.lax.scan(body, state, _intervals(state, grid, first))[0]
+    return jax.lax.scan(body, state, _intervals(sampler, state, grid, first))[0]
 
 
 def sample(sampler: Sampler, key: PRNGKey, x: Sample, grid: Level) -> Sample:
     """Run a sampler from `x`, at the first level of `grid`, to the last level; returns the shape of `x`.
+
+    Where the last sigma is above 0, as on `VarianceExploding`, the sample still has that noise.
 
     Raises:
         ValueError: as `advance`.
@@ -91,8 +103,38 @@ def sample(sampler: Sampler, key: PRNGKey, x: Sample, grid: Level) -> Sample:
     return advance(sampler, key, sampler.init(x), grid).x
 
 
+def record(
+    sampler: Sampler, key: PRNGKey, x: Sample, grid: Level, keep: Callable[[Sample, Info], PyTree]
+) -> tuple[Sample, PyTree]:
+    """Run a sampler and keep a function of every step, with the same draws as `sample`.
+
+    Args:
+        sampler: the kernel.
+        key: as in `advance`.
+        x: at the first level.
+        grid: as in `advance`.
+        keep: maps the sample after a step and the step's info to what is kept, for example a norm or a thumbnail: with
+            many steps a trajectory of the samples themselves is most of the memory.
+
+    Returns:
+        The last sample, and what was kept, stacked along a leading axis of `steps`.
+
+    Raises:
+        ValueError: as `advance`.
+    """
+    state = sampler.init(x)
+
+    def body(state: State, inputs: tuple) -> tuple[State, PyTree]:
+        n, now, next = inputs
+        state, info = sampler.step(jax.random.fold_in(key, n), state, now, next)
+        return state, keep(state.x, info)
+
+    state, kept = jax.lax.scan(body, state, _intervals(sampler, state, grid, 0))
+    return state.x, kept
+
+
 def trajectory(sampler: Sampler, key: PRNGKey, x: Sample, grid: Level) -> tuple[Sample, Info]:
-    """Run a sampler and keep every step, with the same draws as `sample`.
+    """Run a sampler and keep every step, with the same draws as `sample`; `record` keeps less.
 
     Returns:
         The samples `[steps + 1, ...]`, the start included, and the stacked infos `[steps, ...]`.
@@ -100,12 +142,5 @@ def trajectory(sampler: Sampler, key: PRNGKey, x: Sample, grid: Level) -> tuple[
     Raises:
         ValueError: as `advance`.
     """
-    state = sampler.init(x)
-
-    def body(state: State, inputs: tuple) -> tuple[State, tuple[Sample, Info]]:
-        n, now, next = inputs
-        state, info = sampler.step(jax.random.fold_in(key, n), state, now, next)
-        return state, (state.x, info)
-
-    xs, infos = jax.lax.scan(body, state, _intervals(state, grid, 0))[1]
+    xs, infos = record(sampler, key, x, grid, lambda x, info: (x, info))[1]
     return jnp.concatenate([x[None], xs]), infos

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.grids import check_falling
 from jaxgen.diffusion.levels import Level, corrupt, shrinkage
 from jaxgen.diffusion.predictions import Prediction
-from jaxgen.diffusion.samplers.base import Markov, Sampler
+from jaxgen.diffusion.samplers.base import Markov, Sampler, any_grid
 from jaxgen.typing import PRNGKey, Scalar
 
 
@@ -38,4 +39,5 @@ def ddim(model: Denoiser, eta: Scalar = 0.0) -> Sampler:
         noise += eta * jnp.sqrt(1.0 - r**2) * jax.random.normal(key, state.x.shape, state.x.dtype)
         return Markov(corrupt(predicted.x0, noise, next), memory), predicted
 
-    return Sampler(lambda x: Markov(x, model.init(x)), step)
+    check = any_grid if deterministic or not known else check_falling
+    return Sampler(lambda x: Markov(x, model.init(x)), step, check)

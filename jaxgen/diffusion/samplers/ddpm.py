@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.grids import check_falling
 from jaxgen.diffusion.levels import Level, shrinkage
 from jaxgen.diffusion.predictions import Prediction
 from jaxgen.diffusion.samplers.base import Markov, Sampler
@@ -54,4 +55,4 @@ def ddpm(model: Denoiser, *, std: NoiseStd = posterior_std) -> Sampler:
         noise = jax.random.normal(key, state.x.shape, state.x.dtype)
         return Markov(mean + std(now, next) * noise, memory), predicted
 
-    return Sampler(lambda x: Markov(x, model.init(x)), step)
+    return Sampler(lambda x: Markov(x, model.init(x)), step, check_falling)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.diffusion.denoisers import Denoiser, Memory
+from jaxgen.diffusion.grids import check_falling
 from jaxgen.diffusion.levels import Level, shrinkage
 from jaxgen.diffusion.predictions import Prediction
 from jaxgen.diffusion.samplers.base import Sampler
@@ -61,7 +62,7 @@ def dpm_solver_pp_2m_sde(model: Denoiser) -> Sampler:
         mean = r * next.sigma / now.sigma * x + next.alpha * (1.0 - r**2) * x0
         return mean + next.sigma * jnp.sqrt(1.0 - r**2) * jax.random.normal(key, x.shape, x.dtype)
 
-    return _multistep(model, move)
+    return _multistep(model, move)._replace(check=check_falling)
 
 
 def _multistep(model: Denoiser, move: Callable[[PRNGKey, Sample, Sample, Scalar, Level, Level], Sample]) -> Sampler:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.grids import check_falling, check_signal
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.predictions import Prediction
 from jaxgen.diffusion.samplers.base import Markov, Sampler
@@ -31,4 +32,8 @@ def euler_maruyama(model: Denoiser, schedule: Schedule) -> Sampler:
         moved = state.x - duration * (drift * state.x + pull) + jnp.sqrt(diffusion * duration) * noise
         return Markov(moved, memory), predicted
 
-    return Sampler(lambda x: Markov(x, model.init(x)), step)
+    def check(grid: Level) -> None:
+        check_falling(grid)
+        check_signal(grid)
+
+    return Sampler(lambda x: Markov(x, model.init(x)), step, check)

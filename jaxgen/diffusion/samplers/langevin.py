@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool
 
 from jaxgen.diffusion.denoisers import Denoiser
+from jaxgen.diffusion.grids import check_falling, check_signal
 from jaxgen.diffusion.levels import Level, noise_ratio
 from jaxgen.diffusion.predictions import score_target
 from jaxgen.diffusion.samplers.base import Markov, Sampler
@@ -28,8 +29,8 @@ class LangevinInfo(NamedTuple):
         stiffness: step_size / sigma^2 at the level of the step. Where the law at this level is as narrow as its noise
             (a point mass, or a manifold, across it), the iteration diverges from 4 on.
         unstable: whether step_size times the curvature of -log p is 4 or more, with the `curvature` that `langevin` was
-            told, or else with the largest one possible for data, 1 / sigma^2: then a warning, not a verdict. False
-            where no step is taken.
+            told, or else with the largest one possible for a law of data without guidance, 1 / sigma^2: then a warning,
+            not a verdict. False where no step is taken.
     """
 
     step_size: Scalar
@@ -88,6 +89,15 @@ def at_now(now: Level, next: Level) -> Level:
     return now
 
 
+def guided_curvature(scale: Scalar) -> Callable[[Level], Scalar]:
+    """Bound the curvature of -log p(x | c)^scale p(x)^(1 - scale) at a level, where both laws are log-concave there.
+
+    That of either then lies between 0 and 1 / sigma^2, and the guided one below scale / sigma^2 for scales above 1,
+    1 / sigma^2 for those in [0, 1], (1 - scale) / sigma^2 below.
+    """
+    return lambda level: (jnp.maximum(scale, 0.0) + jnp.maximum(1.0 - scale, 0.0)) / level.sigma**2
+
+
 def langevin(
     model: Denoiser,
     num_steps: int = 1,
@@ -109,7 +119,8 @@ def langevin(
         adapt: maps (epsilon, score, noise) of each step to the epsilon that is taken, for example `signal_to_noise()`.
         evaluate_at: chooses the level of the steps, `at_next` or `at_now`.
         clean_score: the score of the target law at sigma = 0, if it has a density. Without it nothing is done there.
-        curvature: largest curvature of -log p of the target at a level, for the warning of `LangevinInfo.unstable`.
+        curvature: largest curvature of -log p of the target at a level, for the warning of `LangevinInfo.unstable`:
+            `guided_curvature(scale)` under guidance.
 
     Raises:
         ValueError: if `num_steps` is negative or not an integer.
@@ -162,4 +173,12 @@ def langevin(
         acts = num_steps > 0 if None not in (clean_score, curvature) else (num_steps > 0) & (level.sigma > 0)
         return state, LangevinInfo(taken, stiffness, (bound >= 4.0) & acts)
 
-    return Sampler(lambda x: Markov(x, model.init(x)), step)
+    # The step of the path itself has no size at alpha = 0, and none on a rising grid.
+    follows_path = num_steps > 0 and step_size is path_step_size and adapt is None
+
+    def check(grid: Level) -> None:
+        if follows_path:
+            check_falling(grid)
+            check_signal(grid)
+
+    return Sampler(lambda x: Markov(x, model.init(x)), step, check)

@@ -4,13 +4,22 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from jaxgen.diffusion.denoisers import Denoiser
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.samplers.base import Sampler, State
 from jaxgen.diffusion.samplers.ddim import ddim
-from jaxgen.diffusion.samplers.langevin import ChooseLevel, StepSize, at_next, langevin, path_step_size
-from jaxgen.typing import PRNGKey, Sample
+from jaxgen.diffusion.samplers.langevin import (
+    Adaptation,
+    ChooseLevel,
+    StepSize,
+    at_next,
+    langevin,
+    path_step_size,
+)
+from jaxgen.typing import PRNGKey, Sample, Scalar
 
 
 class Pair(NamedTuple):
@@ -37,7 +46,38 @@ def predictor_corrector(predictor: Sampler, corrector: Sampler) -> Sampler:
         mended, corrected = corrector.step(correct_key, state.corrector._replace(x=moved.x), now, next)
         return Pair(mended.x, moved, mended), PairInfo(predicted, corrected)
 
-    return Sampler(lambda x: Pair(x, predictor.init(x), corrector.init(x)), step)
+    def check(grid: Level) -> None:
+        predictor.check(grid)
+        corrector.check(grid)
+
+    return Sampler(lambda x: Pair(x, predictor.init(x), corrector.init(x)), step, check)
+
+
+def repeat(sampler: Sampler, times: int) -> Sampler:
+    """Take a kernel's step between the same two levels several times, as correctors do that keep a state of their own.
+
+    Repetition k uses `fold_in(key, k)`. A denoiser's memory advances each time; `langevin(model, num_steps)` advances
+    it once.
+
+    Args:
+        sampler: the kernel.
+        times: how often; the info is that of the last time.
+
+    Raises:
+        ValueError: if `times` is not an integer of at least 1.
+    """
+    if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+        raise ValueError(f"times must be an integer of at least 1, got {times!r}")
+
+    def step(key: PRNGKey, state: State, now: Level, next: Level) -> tuple[State, Any]:
+        state, info = sampler.step(jax.random.fold_in(key, 0), state, now, next)
+
+        def again(carried: tuple, k: Int[Array, ""]) -> tuple[tuple, None]:
+            return sampler.step(jax.random.fold_in(key, k), carried[0], now, next), None
+
+        return jax.lax.scan(again, (state, info), jnp.arange(1, times))[0]
+
+    return sampler._replace(step=step)
 
 
 def pcg(
@@ -47,8 +87,10 @@ def pcg(
     *,
     predictor: Callable[[Denoiser], Sampler] = ddim,
     step_size: StepSize = path_step_size,
+    adapt: Adaptation | None = None,
     evaluate_at: ChooseLevel = at_next,
     clean_score: Callable[[Sample], Sample] | None = None,
+    curvature: Callable[[Level], Scalar] | None = None,
 ) -> Sampler:
     """Sample by predictor-corrector guidance (Bradley & Nakkiran 2024, algorithm 1).
 
@@ -61,12 +103,23 @@ def pcg(
         guided: denoiser under guidance, for example `denoiser(classifier_free(predict, label, null, scale))`.
         num_steps: Langevin steps K; 0 is DDIM of the conditional.
         predictor: builds the predictor of the conditional; the paper's own theory takes Euler steps in time.
-        step_size: as in `langevin`; the default is infinite on a grid that starts at alpha = 0.
+        step_size: as in `langevin`; the default is infinite on a grid that starts at alpha = 0, which is refused.
+        adapt: as in `langevin`.
         evaluate_at: as in `langevin`: whether the corrector works at the new level or at the old one.
         clean_score: score of the guided law at sigma = 0; without it no correction is made there.
+        curvature: largest curvature of -log p of the guided law at a level, for the warning of `LangevinInfo.unstable`.
+            Guidance multiplies that of narrow data, see `guided_curvature`.
 
     Raises:
         ValueError: if `num_steps` is negative or not an integer.
     """
-    corrector = langevin(guided, num_steps, step_size=step_size, evaluate_at=evaluate_at, clean_score=clean_score)
+    corrector = langevin(
+        guided,
+        num_steps,
+        step_size=step_size,
+        adapt=adapt,
+        evaluate_at=evaluate_at,
+        clean_score=clean_score,
+        curvature=curvature,
+    )
     return predictor_corrector(predictor(conditional), corrector)

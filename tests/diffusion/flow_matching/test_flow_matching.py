@@ -103,21 +103,22 @@ def test_the_linear_flow_of_an_independent_base_is_monotone_transport_on_gaussia
 
 def test_the_flow_of_a_variance_preserving_path_is_no_linear_flow_from_the_same_ends():
     # Largest distance, over 64 normal quantiles as starts, from x_t to the nearest time of the flow between its ends.
-    # It grows with the outermost quantile, so the rule for quantiles is part of the number: both common ones are here.
+    # It grows with the outermost quantile, so the rule for quantiles is part of the number: median ranks come first.
     schedule, numbers = VariancePreservingLinear(), np.arange(1, 65)
-    start = norm.ppf(np.concatenate([(numbers - 0.5) / 64, numbers / 65]))
+    start = norm.ppf(np.concatenate([(numbers - 0.3) / 64.4, (numbers - 0.5) / 64, numbers / 65]))
     curved = uniform_grid(schedule, 1000)
     times, alpha, sigma = curved.time, curved.alpha[0], curved.sigma[0]
     straight = Level(times, 1 - times + times * alpha, times * sigma)
     with jax.enable_x64(True):
         follow = jax.jit(lambda x, grid: trajectory(heun(denoiser(mixture)), jax.random.key(0), x, grid)[0])
         x, z = (
-            np.asarray(jax.vmap(follow, (0, None))(jnp.asarray(start[:, None]), grid))[:, ::5, 0]
+            np.asarray(jax.vmap(follow, (0, None))(jnp.asarray(start[:, None]), grid))[:, ::2, 0]
             for grid in (curved, straight)
         )
     assert np.abs(x[:, -1] - z[:, -1]).max() < 1e-3  # one map from base to data, in one dimension
-    # scipy's DOP853 at 4,000 times gives .5543 and .5147; the 200 times here miss the largest by less than 1.5e-3.
-    for rows, expected in ((slice(0, 64), 0.5543), (slice(64, 128), 0.5147)):
+    # scipy's DOP853 at 1,500 times and more gives these; the 500 times here miss the largest by less than 1.5e-3.
+    for first, expected in ((0, 0.5375), (64, 0.5543), (128, 0.5147)):
+        rows = slice(first, first + 64)
         distance = np.abs(x[rows, :, None] - z[rows, None, :]).max(axis=0).min(axis=1).max()
         assert distance == pytest.approx(expected, abs=1.5e-3)
 

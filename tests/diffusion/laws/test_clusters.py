@@ -91,30 +91,27 @@ def test_three_clusters():
     edges, scales = jnp.array([-1.5, 1.5]), jnp.array(list(THREE))
     with jax.enable_x64(True):
         problem = laws.three_clusters()
-        ddim = jax.jit(jax.vmap(lambda scale: laws.shares(laws.ddim_law(problem, scale), edges)))(scales)
-        ddpm = [laws.shares(laws.ddpm_law(problem, scale, cells=1600), edges) for scale in THREE]
+        # DDIM's map keeps the order of the line: what lies below an edge is the noise below where the edge comes from.
+        noise = jax.vmap(lambda scale: jax.vmap(lambda x: laws.ddim_inverse(problem, scale, x[None])[0])(edges))(scales)
+        ddim = np.diff(norm.cdf(noise), prepend=0.0, append=1.0, axis=1)
+        coarse, fine = (
+            np.array([laws.shares(laws.ddpm_law(problem, s, cells=n, steps=n), edges) for s in THREE])
+            for n in (800, 1600)
+        )
+        cells = np.array([laws.shares(laws.ddim_law(problem, scale), edges) for scale in THREE])
     expected = np.array(list(THREE.values()))
-    # Half of the last digit that is given at scale 1; then 3e-5: 1,600 cells, not extrapolated.
-    for found, column in ((ddim, 0), (np.array(ddpm), 1)):
-        np.testing.assert_allclose(found[0], expected[0, column], atol=8e-5)
-        np.testing.assert_allclose(found[1:], expected[1:, column], atol=3e-5)
+    for found, column in ((ddim, 0), ((4 * fine - coarse) / 3, 1)):
+        np.testing.assert_allclose(found[0], expected[0, column], atol=6e-5)  # four digits
+        np.testing.assert_allclose(found[1:], expected[1:, column], atol=1e-6)
+    np.testing.assert_allclose(cells, ddim, atol=3e-5)  # linear within one of 800 cells
 
 
 def test_the_powered_law_has_the_known_shares_of_three_clusters():
-    x = np.linspace(-40.0, 40.0, 160_001)
-    mixture = lambda w: sum(of * np.exp(-0.5 * (x - m) ** 2) for of, m in zip(w, (-3, 0, 3), strict=True))  # noqa: E731
-    with np.errstate(divide="ignore"):
-        logs = np.log(mixture((0.05, 0.15, 0.8))), np.log(mixture((1 / 3, 1 / 3, 1 / 3)))
-    keep = np.isfinite(logs[0]) & np.isfinite(logs[1])
-    x, (conditional, unconditional) = x[keep], (log[keep] for log in logs)
-    for scale, rows in THREE.items():
-        density = np.exp(scale * conditional + (1 - scale) * unconditional)
-        density /= density.sum()
-        shares = [density[part].sum() for part in (x < -1.5, (x >= -1.5) & (x < 1.5), x >= 1.5)]
-        np.testing.assert_allclose(shares, rows[2], atol=8e-5)
-        with jax.enable_x64(True):
-            found = laws.powered_moments(laws.three_clusters(), scale)
-        np.testing.assert_allclose(found[:2], (density @ x, density @ (x - density @ x) ** 2), rtol=1e-9)
+    edges = jnp.array([-1.5, 1.5])
+    with jax.enable_x64(True):
+        for scale, rows in THREE.items():
+            law = laws.powered_law(laws.three_clusters(), scale, cells=40_000)
+            np.testing.assert_allclose(laws.shares(law, edges), rows[2], atol=6e-5 if scale == 1 else 6e-7)
 
 
 def test_the_density_of_a_single_component_is_the_closed_form_of_the_gaussian():
@@ -211,9 +208,34 @@ def test_the_law_converges_at_second_order():
     assert order == pytest.approx(2.0, abs=0.2)
 
 
+@pytest.mark.parametrize("law", [laws.ddim_map, laws.ddim_inverse, laws.ddim_log_density])
+def test_another_scale_does_not_compile_the_flow_again(law, caplog):
+    problem, x = laws.two_clusters(1.0), jnp.ones(1)
+    law(problem, 2.0, x)
+    with caplog.at_level("DEBUG", logger="jax._src.interpreters.pxla"):
+        for scale in (2.5, 3.0):
+            law(problem, scale, x)
+    assert not [record for record in caplog.records if "Compiling" in record.message]
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf])
+def test_scales_that_are_no_numbers_are_refused(scale):
+    problem, x = laws.two_clusters(1.0), jnp.ones(1)
+    calls = [
+        lambda law=law: law(problem, scale, x) for law in (laws.ddim_map, laws.ddim_inverse, laws.ddim_log_density)
+    ]
+    calls += [
+        lambda law=law: law(problem, scale)
+        for law in (laws.ddim_moments, laws.ddim_law, laws.powered_law, laws.powered_moments, laws.pcg_law)
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=f"the guidance scale must be finite, got {scale}"):
+            call()
+
+
 def test_laws_on_a_line_refuse_a_plane_and_problems_that_are_none():
     plane = laws.canonical_problem([[0.0, 1.0]], 1.0, [1.0], [1.0])
-    for law in (laws.ddim_moments, laws.powered_moments, laws.ddpm_law):
+    for law in (laws.ddim_moments, laws.ddim_law, laws.powered_moments, laws.powered_law, laws.ddpm_law):
         with pytest.raises(ValueError, match="in one dimension, the problem has 2"):
             law(plane, 2.0)
     for arguments, sentence in (
@@ -227,6 +249,7 @@ def test_laws_on_a_line_refuse_a_plane_and_problems_that_are_none():
         (lambda: laws.pcg_law(laws.two_clusters(1.0), 2.0, 0), "num_steps must be positive and finite, got 0"),
         (lambda: laws.ddpm_law(laws.two_clusters(1.0), np.inf), "the guidance scale must be finite, got inf"),
         (lambda: laws.ddim_law(laws.two_clusters(1.0), 2.0, cells=1), "cells must be at least 2, got 1"),
+        (lambda: laws.powered_law(laws.two_clusters(1.0), 2.0, cells=1), "cells must be at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=sentence):
             call()

@@ -25,15 +25,22 @@ from jaxgen.diffusion import (
     dpm_solver_pp_2m,
     dpm_solver_pp_2m_sde,
     euler,
+    euler_ancestral,
+    euler_maruyama,
+    fixed_step_size,
     heun,
     karras_grid,
     langevin,
     pcg,
     predict_exactly,
     predictor_corrector,
+    record,
+    repeat,
     sample,
     sigma_grid,
+    signal_to_noise,
     trajectory,
+    tutorial_ddpm,
     uniform_grid,
 )
 
@@ -192,6 +199,78 @@ def test_slopes_through_a_whole_run_are_the_product_of_its_maps(name):
     for slopes in (jax.jacrev(forward), jax.jacfwd(forward)):
         measured = jax.jit(slopes)(jnp.array([0.3, 0.1]))
         assert np.abs(measured - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+NOISY = {
+    "ddpm": ddpm,
+    "ddim, eta 1": lambda model: ddim(model, 1.0),
+    "euler_ancestral": euler_ancestral,
+    "dpm_solver_pp_2m_sde": dpm_solver_pp_2m_sde,
+    "euler_maruyama": lambda model: euler_maruyama(model, RectifiedFlow()),
+    "langevin": langevin,
+    "pcg": lambda model: pcg(model, model),
+    "tutorial_ddpm": tutorial_ddpm,
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_samplers_that_draw_noise_refuse_a_grid_that_rises(name):
+    sampler = NOISY[name](denoiser(lambda x, level: Prediction(x, x)))
+    rising = uniform_grid(RectifiedFlow(), 3, start=0.1, stop=0.9)
+    for run in (sample, trajectory, lambda *of: record(*of, lambda x, info: x)):
+        with pytest.raises(
+            ValueError, match="needs a grid whose sigma / alpha falls, but it rises, at first from sigma"
+        ):
+            run(sampler, jax.random.key(0), jnp.ones(1), rising)
+    falling = jax.tree.map(lambda leaf: leaf[::-1], rising)
+    assert jnp.isfinite(sample(sampler, jax.random.key(0), jnp.ones(1), falling)).all()
+
+
+@pytest.mark.parametrize("name", ["euler_maruyama", "langevin", "pcg"])
+def test_samplers_whose_step_is_infinite_in_pure_noise_refuse_to_start_there(name):
+    sampler = NOISY[name](denoiser(lambda x, level: Prediction(x, x)))
+    with pytest.raises(ValueError, match="this sampler's step is infinite at alpha = 0, where this grid starts"):
+        sample(sampler, jax.random.key(0), jnp.ones(1), uniform_grid(RectifiedFlow(), 4))
+
+
+def test_steps_of_a_size_of_their_own_follow_any_grid():
+    model = denoiser(lambda x, level: Prediction(x, x))
+    rising = uniform_grid(RectifiedFlow(), 3, start=0.1, stop=0.9)
+    for sampler in (
+        langevin(model, step_size=fixed_step_size(0.1)),
+        langevin(model, 0),
+        langevin(model, adapt=signal_to_noise()),
+    ):
+        assert jnp.isfinite(sample(sampler, jax.random.key(0), jnp.ones(1), rising)).all()
+
+
+def test_a_record_keeps_what_it_is_asked_for_and_ends_as_the_run_does():
+    model = denoiser(runs.predictor_of(runs.exact(runs.CONDITIONAL)))
+    key, x, grid = jax.random.key(3), jnp.array([0.3, 0.1]), karras_grid(7)
+    end, kept = record(ddpm(model), key, x, grid, lambda x, info: {"norm": jnp.linalg.norm(x), "x0": info.x0[0]})
+    xs, infos = trajectory(ddpm(model), key, x, grid)
+    np.testing.assert_array_equal(end, sample(ddpm(model), key, x, grid))
+    np.testing.assert_array_equal(end, xs[-1])
+    np.testing.assert_allclose(kept["norm"], jnp.linalg.norm(xs[1:], axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(kept["x0"], infos.x0[:, 0])
+
+
+def test_a_repeated_kernel_is_its_steps_one_by_one():
+    counted = Denoiser(
+        lambda x: jnp.int32(0), lambda memory, x, level: (Prediction(0.5 * x, x / level.sigma), memory + 1)
+    )
+    kernel = langevin(counted, step_size=fixed_step_size(0.1))
+    now, next = (Level(*(jnp.float32(leaf) for leaf in level)) for level in ((0.5, 1.0, 2.0), (0.25, 1.0, 1.0)))
+    key, expected = jax.random.key(0), kernel.init(jnp.ones(2))
+    for k in range(3):
+        expected, info = kernel.step(jax.random.fold_in(key, k), expected, now, next)
+    found, last = jax.jit(repeat(kernel, 3).step)(key, kernel.init(jnp.ones(2)), now, next)
+    np.testing.assert_allclose(found.x, expected.x, rtol=1e-6)
+    assert found.memory == expected.memory == 3
+    np.testing.assert_allclose(last.step_size, info.step_size)
+    for times in (0, -1, True):
+        with pytest.raises(ValueError, match=f"times must be an integer of at least 1, got {times!r}"):
+            repeat(kernel, times)
 
 
 @pytest.mark.parametrize("run", [sample, trajectory])

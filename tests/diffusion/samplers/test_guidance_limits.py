@@ -172,35 +172,33 @@ def two_clusters(scale):
 
 def test_pcg_is_guided_ddpm_at_strong_order_one_under_the_same_noise():
     # Theorem 3 on two clusters: PCG at scale 5 against Euler-Maruyama of the guided reverse SDE at (1 + 5) / 2, which
-    # is written out in numpy, both with beta at the old time and with the same noise.
-    schedule, particles, counts = VariancePreservingLinear(), 4000, np.array([50, 100, 200, 400])
+    # is written out in numpy, both with beta at the old time and with the same noise. PCG at 3 is no such pair.
+    schedule, particles, counts = VariancePreservingLinear(), 20_000, np.array([50, 100, 200, 400, 800])
     model = lambda scale: denoiser(lambda x, level: from_score(x, level, two_clusters(scale)(x, level)))  # noqa: E731
     size = lambda now, next: beta(now.time) * (now.time - next.time)  # noqa: E731
-    guided = two_clusters(5.0)
-    key, gaps = jax.random.key(0), {3.0: [], 5.0: []}
+    key, gaps = jax.random.key(0), {5.0: [], 3.0: []}
+
+    @jax.jit
+    def pcg(x, grid, scale):
+        clean = lambda x: two_clusters(scale)(x, level_at(schedule, 0.0))  # noqa: E731
+        corrector = langevin(model(scale), step_size=size, clean_score=clean)
+        return sample(predictor_corrector(euler(model(1.0), schedule), corrector), key, x, grid)
+
     with jax.enable_x64(True):
         x0 = jax.random.normal(jax.random.key(1), (particles,), jnp.float64)
-        clean = lambda x: guided(x, level_at(schedule, 0.0))  # noqa: E731
-        sampler = predictor_corrector(
-            euler(model(1.0), schedule), langevin(model(5.0), step_size=size, clean_score=clean)
-        )
-        run = jax.jit(lambda x, grid: sample(sampler, key, x, grid))
         draw = jax.jit(
             lambda key: jax.random.normal(jax.random.fold_in(jax.random.split(key)[1], 0), x0.shape, x0.dtype)
         )
         noise = [np.asarray(draw(k)) for k in runs.step_keys(key, counts[-1])]
         for count in counts:
-            grid = uniform_grid(schedule, int(count))
-            pcg = np.asarray(run(x0, grid))
+            grid, x = uniform_grid(schedule, int(count)), np.asarray(x0)
+            for n in range(count):
+                step = beta(grid.time[n]) / count
+                pull = grid.alpha[n] * (3.0 - 2.0 * np.tanh(grid.alpha[n] * x)) - x
+                x = x + step * (x / 2 + pull) + np.sqrt(step) * noise[n]
             for scale, found in gaps.items():
-                x = np.asarray(x0)
-                for n in range(count):
-                    step = beta(grid.time[n]) / count
-                    pull = grid.alpha[n] * (scale - (scale - 1) * np.tanh(grid.alpha[n] * x)) - x
-                    x = x + step * (x / 2 + pull) + np.sqrt(step) * noise[n]
-                found.append(np.sqrt(np.mean((pcg - x) ** 2)))
-    # Another program's, from 20,000 particles: 2 % between seeds there, twice that here.
-    np.testing.assert_allclose(gaps[3.0], [9.57e-3, 4.64e-3, 2.29e-3, 1.138e-3], rtol=0.05)
-    runs.assert_first_order(counts, gaps[3.0])
-    # At the corrector's own scale the two do not meet.
-    assert min(gaps[5.0]) > 0.25
+                found.append(np.sqrt(np.mean((np.asarray(pcg(x0, grid, scale)) - x) ** 2)))
+    # Another program's, from 20,000 particles too: 2 % between seeds.
+    np.testing.assert_allclose(gaps[5.0], [9.57e-3, 4.64e-3, 2.29e-3, 1.138e-3, 5.66e-4], rtol=0.02)
+    runs.assert_first_order(counts, gaps[5.0])
+    np.testing.assert_allclose(gaps[3.0], 0.285, rtol=0.02)

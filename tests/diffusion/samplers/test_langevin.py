@@ -13,11 +13,15 @@ from jaxgen.diffusion import (
     Level,
     at_now,
     denoiser,
+    diagonal_mixture,
     fixed_step_size,
     from_score,
+    guide,
+    guided_curvature,
     karras_grid,
     langevin,
     path_step_size,
+    pcg,
     predict_exactly,
     sample,
     score,
@@ -186,6 +190,35 @@ def test_unstable_steps_are_flagged_where_the_iteration_grows(steps):
     else:
         assert not bound.any()
         assert not infos[0].unstable.any()
+
+
+@pytest.mark.parametrize("scale", [3.0, 15.0])
+def test_guidance_of_narrow_data_is_flagged_where_it_grows(scale):
+    # N(0, 1e-6) in N(0, 2): the guided curvature is scale / (1e-6 + sigma^2) + (1 - scale) / (2 + sigma^2).
+    laws = [diagonal_mixture([1.0], [[0.0]], [[variance]]) for variance in (1e-6, 2.0)]
+    exact = [lambda x, level, law=law: predict_exactly(law, x, level) for law in laws]
+    guided, grid = denoiser(guide(*exact, scale)), karras_grid(40)
+
+    def unstable(curvature):
+        sampler = pcg(denoiser(exact[0]), guided, curvature=curvature)
+        return np.asarray(trajectory(sampler, jax.random.key(0), jnp.ones(1), grid)[1].corrector.unstable)
+
+    now, next = grid.sigma[:-1], grid.sigma[1:]
+    grows = (now**2 - next**2) * (scale / (1e-6 + next**2) + (1 - scale) / (2 + next**2)) >= 4
+    assert grows[:-1].any()
+    assert not unstable(None).any()  # 1 / sigma^2, the most without guidance
+    flagged = unstable(guided_curvature(scale))
+    assert flagged[:-1][grows[:-1]].all()
+    # Warned of besides: steps at noise that both laws drown in, where guidance adds no curvature.
+    np.testing.assert_array_equal(flagged[:-1], (scale * (now**2 - next**2) >= 4 * next**2)[:-1])
+
+
+@pytest.mark.parametrize(("scale", "most"), [(-2.0, 3.0), (0.0, 1.0), (0.4, 1.0), (1.0, 1.0), (7.0, 7.0)])
+def test_the_bound_on_the_guided_curvature_is_the_largest_of_log_concave_laws(scale, most):
+    level = Level(0.5, 1.0, 0.5)
+    assert float(guided_curvature(scale)(level)) == pytest.approx(most / 0.25)
+    shares = np.linspace(0.0, 1.0, 11)  # curvatures of either law, in units of 1 / sigma^2
+    assert np.max(scale * shares[:, None] + (1 - scale) * shares) == pytest.approx(most)
 
 
 def test_nothing_is_unstable_where_nothing_is_done():
