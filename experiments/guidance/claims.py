@@ -229,8 +229,8 @@ CLAIMS = (
         rule="equal",
         reference=0.0,
         margin=0.06,
-        margin_reason="the noise of the other program's 3,000 samples, sqrt(trace / 3,000); a third of what parts guided "
-        "DDPM from PCG at gamma",
+        margin_reason="the noise of the other program's 3,000 samples, sqrt(trace / 3,000); a third of what parts "
+        "guided DDPM from PCG at gamma",
         primary=False,
     ),
     Claim(
