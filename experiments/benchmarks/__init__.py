@@ -41,15 +41,17 @@ class Config:
 
     repetitions: int = 12
     """Ratios measured of each comparison, at least 8: the units of its test."""
+    close_repetitions: int = 96
+    """Ratios measured where the sides are expected to differ by less than 2 %, at least 8."""
     seconds: float = 1.0
     """Time of one repetition of one comparison, in seconds."""
     samplers: SamplerSizes = SamplerSizes()
 
 
-PRESETS: Mapping[str, Config] = {"ci": Config(repetitions=8, seconds=0.1), "default": Config()}
+PRESETS: Mapping[str, Config] = {"ci": Config(repetitions=8, close_repetitions=8, seconds=0.1), "default": Config()}
 PRESET_NOTES = {
     "ci": "half a minute on 2 CPU cores, at the sizes of default: fewer and shorter repetitions",
-    "default": "a minute and a half on 2 CPU cores, which nothing else may use",
+    "default": "three minutes on 2 CPU cores, which nothing else may use",
 }
 PARTS = {"samplers": "sampling loops: time a step, memory, compilations"}
 
@@ -57,8 +59,9 @@ PARTS = {"samplers": "sampling loops: time a step, memory, compilations"}
 def check(config: Config, run: RunDirectory) -> None:
     """Refuse sizes that nothing can be measured on."""
     del run
-    if not 8 <= config.repetitions <= 1000:
-        raise ValueError(f"--repetitions must lie between 8 and 1000, got {config.repetitions}")
+    for name in ("repetitions", "close_repetitions"):
+        if not 8 <= getattr(config, name) <= 1000:
+            raise ValueError(f"--{name.replace('_', '-')} must lie between 8 and 1000, got {getattr(config, name)}")
     if not 0 < config.seconds <= 60:
         raise ValueError(f"--seconds must lie in (0, 60], got {config.seconds:g}")
     for name, value in dataclasses.asdict(config.samplers).items():

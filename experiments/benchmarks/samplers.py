@@ -24,6 +24,7 @@ class Contest(NamedTuple):
         sides: sets both up from sizes and a seed.
         steps: the field of the sizes that says how many steps a call takes.
         remark: what a reader should know of the ratio.
+        repetitions: the field of the config that says how many ratios are measured.
     """
 
     claim: str
@@ -32,6 +33,7 @@ class Contest(NamedTuple):
     sides: Callable[[Any, int], loops.Sides]
     steps: str = "steps"
     remark: str = ""
+    repetitions: str = "repetitions"
 
 
 CONTESTS = (
@@ -61,6 +63,7 @@ CONTESTS = (
         lambda sizes, seed: loops.against_hackable(sizes, seed, stochastic=True),
         remark="Both draw noise, which is what takes the time. A key for each sample costs one block of Threefry more "
         "than the 64 that draw its 64 numbers, 1.6 %; the peer has one key for the batch.",
+        repetitions="close_repetitions",
     ),
     Contest("P5", "DDIM, digits network", "a scan of its network calls", loops.against_bare_network, "digits_steps"),
     Contest("P7", "guidance in one call", "guidance in two calls", loops.guidance_in_one_call, "digits_steps"),
@@ -115,7 +118,8 @@ def _times(config: Any, run: RunDirectory) -> None:
     timed: dict[Contest, Timing] = {}
     seconds: dict[str, float] = {}
     missing: dict[str, str] = {}
-    with run.progress(len(CONTESTS) * config.repetitions, "timing") as progress:
+    counts = [getattr(config, contest.repetitions) for contest in CONTESTS]
+    with run.progress(sum(counts), "timing") as progress:
         for number, contest in enumerate(CONTESTS):
             began = time.perf_counter()
             try:
@@ -123,10 +127,10 @@ def _times(config: Any, run: RunDirectory) -> None:
             except ImportError:
                 missing[contest.claim] = peers.MISSING
                 continue
-            done = number * config.repetitions
+            done = sum(counts[:number])
             timed[contest] = compare(
                 *sides,
-                repetitions=config.repetitions,
+                repetitions=counts[number],
                 seconds=config.seconds,
                 on_repetition=lambda count, done=done: progress.update(done + count),
             )

@@ -14,7 +14,18 @@ from experiments.run_directory import RunDirectory
 
 # The smallest run that measures everything.
 TINY = (
-    *("--repetitions", "8", "--seconds", "0.001", "--samplers.steps", "3", "--samplers.width", "4"),
+    *(
+        "--repetitions",
+        "8",
+        "--close-repetitions",
+        "8",
+        "--seconds",
+        "0.001",
+        "--samplers.steps",
+        "3",
+        "--samplers.width",
+        "4",
+    ),
     *("--samplers.batch-size", "2", "--samplers.free-batch-size", "2", "--samplers.digits-batch-size", "2"),
     *("--samplers.digits-steps", "2", "--samplers.guided-batch-size", "2", "--samplers.memory-steps", "4"),
 )
@@ -35,6 +46,7 @@ def tiny_run(path):
     ("argv", "error"),
     [
         ("--repetitions 7", "--repetitions must lie between 8 and 1000, got 7"),
+        ("--close-repetitions 1", "--close-repetitions must lie between 8 and 1000, got 1"),
         ("--seconds 0", "--seconds must lie in (0, 60], got 0"),
         ("--seconds nan", "--seconds must be finite, got nan"),
         ("--samplers.steps 1", "--samplers.steps must lie between 2 and 100000, got 1"),
@@ -89,7 +101,7 @@ def test_a_missing_peer_leaves_its_row_unmeasured_and_names_the_command(folder, 
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
     monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.claim in ("P1", "P2")])
     sizes = SamplerSizes(steps=3, width=4, batch_size=2, free_batch_size=2, memory_steps=(4,))
-    config = Config(repetitions=8, seconds=0.001, samplers=sizes)
+    config = Config(repetitions=8, close_repetitions=8, seconds=0.001, samplers=sizes)
     run = RunDirectory(folder / "run", Settings("benchmarks", "ci", 0, config), CLAIMS)
     run.open()
     samplers.measure(config, run)
