@@ -26,7 +26,7 @@ class Config:
     exact_steps: int = 250
     """Steps of the coarser of two runs whose results are extrapolated to small steps; the finer takes twice as many."""
     scan_steps: int = 800
-    """Steps of the runs with several corrections at each level; with one and two, 4 and 2 times as many."""
+    """Steps of the runs with several corrections at each level."""
     corrections: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
     """Numbers of corrections of these runs, 1, 2 and 20 among them."""
     cells: int = 800
@@ -47,7 +47,7 @@ class Config:
     """Samples of one seed in this fit."""
     smc_particles: int = 16_384
     """Weighted particles of one run of sequential Monte Carlo."""
-    class_samples: int = 2400
+    class_samples: int = 1500
     """Samples of one seed from the Gaussian of a digit in 64 dimensions."""
     class_steps: int = 400
     """Steps of these runs."""
@@ -129,7 +129,7 @@ PRESETS: Mapping[str, Config] = {
 }
 PRESET_NOTES = {
     "ci": "a minute on 2 CPU cores: fewer samples and a small network, many rows stay open",
-    "default": "fourteen minutes on 2 CPU cores: all but the rows that need weights are decided",
+    "default": "twelve minutes on 2 CPU cores: all but the rows that need weights are decided",
 }
 
 

@@ -21,7 +21,6 @@ _KNOWN = {
     _TWO: references.TWO_CLUSTERS_CORRECTED,
     _THREE: references.THREE_CLUSTERS_CORRECTED,
 }
-_MOST_EXTRA = 4
 _COUNTS = (1.0, 2.0, 3.0, 5.0, 10.0, 20.0)
 SCALES = {_GAUSSIAN: 3.0, _TWO: 5.0, _THREE: 3.0}
 
@@ -50,9 +49,7 @@ def measure(config: Any, run: RunDirectory) -> None:
 
 def _scan(config: Any, run: RunDirectory, problem: clouds.Problem, scale: float, count: int) -> clouds.Statistics:
     options = {"particles": config.scan_particles, "seeds": config.seeds}
-    # What steps of one size are off by is largest for few corrections, which cost least.
-    steps = config.scan_steps * max(1, _MOST_EXTRA // count)
-    return clouds.measure_clouds(run, clouds.ByPCG(count), problem, [scale], steps, **options)
+    return clouds.measure_clouds(run, clouds.ByPCG(count), problem, [scale], config.scan_steps, **options)
 
 
 def _record(run: RunDirectory, found: _Found, seconds: float) -> None:
