@@ -172,10 +172,13 @@ def _tell(sizes: Any, run: RunDirectory, timed: Mapping[Contest, Timing]) -> Non
             f"{timing.speedup.std(ddof=1):.2g}."
         )
         run.note(" ".join(filter(None, (told, contest.remark))))
+    most = max(len(timing.ours) for timing in timed.values())
+    # Not a number where a contest has fewer repetitions than another.
+    padded = lambda times: np.pad(times, (0, most - len(times)), constant_values=np.nan)  # noqa: E731
     run.arrays(
         contests=[f"{contest.claim} {contest.name} / {contest.against}".strip() for contest in timed],
-        seconds_ours=[timing.ours for timing in timed.values()],
-        seconds_theirs=[timing.theirs for timing in timed.values()],
+        seconds_ours=[padded(timing.ours) for timing in timed.values()],
+        seconds_theirs=[padded(timing.theirs) for timing in timed.values()],
     )
     rows = {f"{contest.name}\nagainst {contest.against}": timing.speedup for contest, timing in timed.items()}
     figures.ratios(run, rows)
