@@ -21,7 +21,8 @@ _LEVEL = 0.05
 _BANDWIDTH_IMAGES = 300
 _SATURATED = (
     "Precision was measured first, in three runs of 12 seeds. Without guidance it is close to 1 already, so that the "
-    "scale has nothing to raise: it changed by -.0006 +- .0021, -.006 +- .003 and .000 +- .005."
+    "scale has nothing to raise: it changed by -.0006 +- .0021, -.006 +- .003 and .000 +- .005. The log-probability was "
+    "chosen after that, and had risen in six seeds with other noise before this claim was written: not a blind test."
 )
 
 
