@@ -116,8 +116,8 @@ def _weak(config: Any, run: RunDirectory) -> dict[str, np.ndarray]:
     with run.progress(config.seeds, "order of the variance") as progress:
         for number, key in enumerate(clouds.seed_keys(run, config.seeds), start=1):
             grids = [uniform_grid(SCHEDULE, steps) for steps in config.orders]
-            # Four times the particles: the smallest error is a hundredth of the variance.
-            rows.append([_variances(problem, key, grid, particles=4 * config.particles) for grid in grids])
+            # More particles: the smallest error is a hundredth of the variance.
+            rows.append([_variances(problem, key, grid, particles=8 * config.particles) for grid in grids])
             progress.update(number)
     found = np.asarray(rows, np.float64)
     return {"PCG at 3": found[..., 0], "guided SDE at 2": found[..., 1]}

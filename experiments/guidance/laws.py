@@ -88,7 +88,7 @@ def _two_clusters(config: Any, run: RunDirectory) -> None:
 def _three_clusters(config: Any, run: RunDirectory) -> None:
     began = time.perf_counter()
     scales, problem = list(references.THREE_CLUSTERS), clouds.three_clusters()
-    options = {"particles": config.cluster_particles, "seeds": config.seeds}
+    options = {"particles": 3 * config.cluster_particles, "seeds": config.seeds}
     cells, found = [], {}
     for column, (name, method) in enumerate(METHODS.items()):
         of = clouds.extrapolated(run, method, problem, [1.0, *scales], config.exact_steps, **options)

@@ -37,7 +37,7 @@ def measure(config: Any, run: RunDirectory) -> None:
     """Train a network for each seed and number of points, and guide it by the exact law of all clusters."""
     began = time.perf_counter()
     sizes = config.learned_sizes
-    sets = training_sets(sizes, config.seeds, run.seed)
+    sets = training_sets(sizes, config.learned_seeds, run.seed)
     params = stacked.train(
         run,
         "three_clusters",
@@ -47,14 +47,14 @@ def measure(config: Any, run: RunDirectory) -> None:
         steps=config.learned_steps,
         draws=_DRAWS,
         learning_rate=_LEARNING_RATE,
-        settings={"steps": config.learned_steps, "sizes": list(sizes), "seeds": config.seeds, "seed": run.seed},
+        settings={"steps": config.learned_steps, "sizes": list(sizes), "seeds": config.learned_seeds, "seed": run.seed},
     )
     grid = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), OBJECTIVE.grid(_SAMPLING_STEPS))
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 4), config.seeds * len(sizes))
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(run.seed), 4), config.learned_seeds * len(sizes))
     found = {}
     for name, method in METHODS.items():
         rows = _summaries(method, params, keys, jnp.asarray(SCALES, jnp.float32), grid, config.learned_samples)
-        shaped = (np.asarray(of, np.float64).reshape(config.seeds, len(sizes), *of.shape[1:]) for of in rows)
+        shaped = (np.asarray(of, np.float64).reshape(config.learned_seeds, len(sizes), *of.shape[1:]) for of in rows)
         found[name] = clouds.Statistics(*shaped)
     cells = []
     for row, size in enumerate(sizes):

@@ -11,8 +11,8 @@ from experiments.guidance import CLAIMS
 TINY = (
     *("--particles", "64", "--cluster-particles", "64", "--seeds", "2", "--exact-steps", "2", "--scan-steps", "4"),
     *("--scan-particles", "64", "--orders", "2", "4", "--strong-orders", "2", "4", "--strong-particles", "64"),
-    *("--learned-sizes", "4", "--learned-steps", "2", "--learned-samples", "64"),
-    *("--smc-particles", "64", "--class-samples", "64", "--class-steps", "4", "--class-scales", "2", "--cells", "16"),
+    *("--learned-sizes", "4", "--learned-seeds", "2", "--learned-steps", "2", "--learned-samples", "64"),
+    *("--smc-particles", "64", "--class-samples", "128", "--class-steps", "4", "--class-scales", "2", "--cells", "16"),
     *("--digit-scales", "2", "--digit-seeds", "2", "--digit-samples", "80", "--digit-steps", "2"),
     *("--fidelity-steps", "2", "--fidelity-samples", "10"),
     *("--corrections", "1", "2", "20", "--permutations", "19", "--grid-scales", "1", "--grid-corrections", "1"),
@@ -34,6 +34,8 @@ def finished(tmp_path_factory):
     [
         ("--particles 0", "--particles must be at least 1, got 0"),
         ("--seeds 1", "--seeds must be at least 2, got 1"),
+        ("--learned-seeds 1", "--learned-seeds must be at least 2, got 1"),
+        ("--class-samples 3", "--class-samples must be at least 4, got 3"),
         ("--digit-seeds 1", "--digit-seeds must be at least 2, got 1"),
         ("--orders 20", "--orders takes at least two different numbers of steps"),
         ("--orders 0 4", "--orders must be at least 1, got 0"),
