@@ -68,7 +68,7 @@ _MOST = 1_000_000
 
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
-        steps=1000,
+        steps=700,
         width=128,
         hidden=256,
         seeds=2,
