@@ -26,13 +26,13 @@ class Config:
     exact_steps: int = 250
     """Steps of the coarser of two runs whose results are extrapolated to small steps; the finer takes twice as many."""
     scan_steps: int = 800
-    """Steps of the runs with several corrections at each level; with one, twice as many."""
+    """Steps of the runs with several corrections at each level; on three clusters 3 times with 1, twice with 2."""
     corrections: tuple[int, ...] = (1, 2, 3, 5, 10, 20)
     """Numbers of corrections of these runs, 1, 2 and 20 among them."""
     cells: int = 800
     """Cells of the grid on which Fokker-Planck equations are solved; half as many bound the error."""
     scan_particles: int = 12_288
-    """Samples of one seed in these runs; with one correction, twice as many."""
+    """Samples of one seed in these runs; on three clusters 3 times with 1 correction, twice with 2."""
     learned_sizes: tuple[int, ...] = (20, 200)
     """Points under the condition that small networks learn three clusters from."""
     learned_seeds: int = 8
