@@ -67,14 +67,15 @@ def _main(path, hold=None):
 
     def hanging(file):
         if hold is not None and file.parts[-3].startswith(f"{hold}."):
-            print("holding", flush=True)
+            # In one write: another thread prints steps, and a line of both would be waited for in vain.
+            print("holding\n", end="", flush=True)
             time.sleep(600)
         return digest(file)
 
     checkpoints._sha256 = hanging
 
     def announce(step, metrics):
-        print("step", step, flush=True)
+        print(f"step {step}\n", end="", flush=True)
         time.sleep(0.05)
 
     run(path, on_metrics=announce)
