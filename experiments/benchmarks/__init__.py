@@ -41,17 +41,22 @@ class Config:
 
     repetitions: int = 12
     """Ratios measured of each comparison, at least 8: the units of its test."""
-    close_repetitions: int = 96
-    """Ratios measured where the sides are expected to differ by less than 2 %, at least 8."""
+    isolated: bool = True
+    """Whether each of these is measured in a process of its own, or all in this one, whose layout they then share."""
     seconds: float = 1.0
-    """Time of one repetition of one comparison, in seconds."""
+    """Time that one ratio is measured for, in seconds."""
     samplers: SamplerSizes = SamplerSizes()
 
 
-PRESETS: Mapping[str, Config] = {"ci": Config(repetitions=8, close_repetitions=8, seconds=0.1), "default": Config()}
+PRESETS: Mapping[str, Config] = {
+    "ci": Config(repetitions=8, isolated=False, seconds=0.1),
+    "default": Config(),
+    "gpu": Config(repetitions=8),
+}
 PRESET_NOTES = {
-    "ci": "half a minute on 2 CPU cores, at the sizes of default: fewer and shorter repetitions",
-    "default": "three minutes on 2 CPU cores, which nothing else may use",
+    "ci": "half a minute on 2 CPU cores, at the sizes of default: fewer and shorter repetitions, in one process",
+    "default": "five minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
+    "gpu": "three minutes on one GPU: the same comparisons there",
 }
 PARTS = {"samplers": "sampling loops: time a step, memory, compilations"}
 
@@ -59,9 +64,8 @@ PARTS = {"samplers": "sampling loops: time a step, memory, compilations"}
 def check(config: Config, run: RunDirectory) -> None:
     """Refuse sizes that nothing can be measured on."""
     del run
-    for name in ("repetitions", "close_repetitions"):
-        if not 8 <= getattr(config, name) <= 1000:
-            raise ValueError(f"--{name.replace('_', '-')} must lie between 8 and 1000, got {getattr(config, name)}")
+    if not 8 <= config.repetitions <= 1000:
+        raise ValueError(f"--repetitions must lie between 8 and 1000, got {config.repetitions}")
     if not 0 < config.seconds <= 60:
         raise ValueError(f"--seconds must lie in (0, 60], got {config.seconds:g}")
     for name, value in dataclasses.asdict(config.samplers).items():

@@ -76,7 +76,7 @@ def _predict_noise(network: peers.SmallNetwork, x: Sample, level: Level) -> Pred
 def against_diffusers(
     method: Callable[[Denoiser], Sampler], scheduler: str, sizes: Any, seed: int, **options: Any
 ) -> Sides:
-    """Set a sampler against the loop of diffusers on the CPU; both make their grid anew in every call.
+    """Set a sampler against the loop of diffusers on the same device; both make their grid anew in every call.
 
     Args:
         method: builds the sampler.
@@ -86,12 +86,13 @@ def against_diffusers(
         options: of the scheduler.
 
     Raises:
-        ImportError: torch or diffusers is not installed.
+        ImportError: torch or diffusers is not installed, or torch does not see the GPU; says so.
     """
     network = peers.small_network(seed, FEATURES, sizes.width)
     start = _noise(seed, sizes.batch_size)
-    loop = peers.diffusers_loop(scheduler, network, start, sizes.steps, **options)
-    key, params, x = jax.device_put((jax.random.key(seed), network, start), jax.devices("cpu")[0])
+    key, params, x = jax.device_put((jax.random.key(seed), network, start))
+    device = "cuda" if x.device.platform == "gpu" else "cpu"
+    loop = peers.diffusers_loop(scheduler, network, start, sizes.steps, device=device, **options)
 
     def ours() -> np.ndarray:
         timesteps = trailing_timesteps(peers.TRAINING_STEPS, sizes.steps)

@@ -44,9 +44,9 @@ def apply_in_jax(network: SmallNetwork, x: Sample, time: Scalar) -> Sample:
 
 
 def diffusers_loop(
-    kind: str, network: SmallNetwork, x: np.ndarray, steps: int, **options: Any
+    kind: str, network: SmallNetwork, x: np.ndarray, steps: int, *, device: str = "cpu", **options: Any
 ) -> Callable[[], np.ndarray]:
-    """Build the loop that every pipeline of diffusers runs, with the network in torch, on the CPU.
+    """Build the loop that every pipeline of diffusers runs, with the network in torch.
 
     From now on torch has one thread in this process. That is how it runs a small network fastest: with two it takes
     no less where both cores are free, and ten times as long where one is not, waiting for the other thread.
@@ -56,17 +56,22 @@ def diffusers_loop(
         network: predicts the noise.
         x: `[batch, features]`, float32.
         steps: number of steps.
+        device: torch's name of the device that network and samples are on, `cpu` or `cuda`.
         options: of the scheduler.
 
     Returns:
         A function that runs the loop and returns the samples, numpy `[batch, features]`.
 
     Raises:
-        ImportError: torch or diffusers is not installed.
+        ImportError: torch or diffusers is not installed, or torch does not know the device; says so.
     """
-    import torch
-    from diffusers import schedulers
-
+    try:
+        import torch
+        from diffusers import schedulers
+    except ImportError:
+        raise ImportError(MISSING) from None
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ImportError(f"needs a torch that sees the GPU; {torch.__version__}, which is installed here, does not")
     torch.set_num_threads(1)
     scheduler = getattr(schedulers, kind)(
         num_train_timesteps=TRAINING_STEPS,
@@ -76,7 +81,7 @@ def diffusers_loop(
         timestep_spacing="trailing",
         **options,
     )
-    start, enter, time, hidden, leave = (torch.from_numpy(array) for array in (x, *network))
+    start, enter, time, hidden, leave = (torch.from_numpy(array).to(device) for array in (x, *network))
 
     def predict(x: Any, t: Any) -> Any:
         h = torch.nn.functional.silu(x @ enter + t / (TRAINING_STEPS - 1) * time)
@@ -85,10 +90,10 @@ def diffusers_loop(
     def loop() -> np.ndarray:
         with torch.inference_mode():
             x = start
-            scheduler.set_timesteps(steps)
+            scheduler.set_timesteps(steps, device=device)
             for t in scheduler.timesteps:
                 x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x).prev_sample
-            return x.numpy()
+            return x.cpu().numpy()
 
     return loop
 

@@ -1,13 +1,15 @@
 """The benchmarks of the sampling loops: time a step, memory, compilations."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.benchmarks import figures, loops, peers
+from experiments import compilation_cache
+from experiments.benchmarks import figures, loops
+from experiments.benchmarks.processes import in_process
 from experiments.benchmarks.timing import Timing, compare
 from experiments.claims import Cell
 from experiments.run_directory import Interrupted, RunDirectory
@@ -18,77 +20,99 @@ class Contest(NamedTuple):
     """One comparison.
 
     Attributes:
-        claim: id of the claim that it decides; empty where it is only reported.
+        cpu_claim: id of the claim that it decides on a CPU; empty where it is only reported.
+        gpu_claim: that on a GPU.
         name: what of jaxgen runs.
         against: what it runs against.
         sides: sets both up from sizes and a seed.
         steps: the field of the sizes that says how many steps a call takes.
         remark: what a reader should know of the ratio.
-        repetitions: the field of the config that says how many ratios are measured.
     """
 
-    claim: str
+    cpu_claim: str
+    gpu_claim: str
     name: str
     against: str
     sides: Callable[[Any, int], loops.Sides]
     steps: str = "steps"
     remark: str = ""
-    repetitions: str = "repetitions"
 
 
 CONTESTS = (
     Contest(
         "P1",
+        "P1-gpu",
         "DDIM",
-        "diffusers, torch on the CPU",
+        "diffusers in torch",
         lambda sizes, seed: loops.against_diffusers(ddim, "DDIMScheduler", sizes, seed, clip_sample=False),
     ),
     Contest(
         "P1",
+        "P1-gpu",
         "DPM-Solver++ 2M",
-        "diffusers, torch on the CPU",
+        "diffusers in torch",
         lambda sizes, seed: loops.against_diffusers(dpm_solver_pp_2m, "DPMSolverMultistepScheduler", sizes, seed),
     ),
-    Contest("P2", "DDIM", "k-diffusion's loop in jax", loops.against_python_loop),
+    Contest("P2", "P2-gpu", "DDIM", "k-diffusion's loop in jax", loops.against_python_loop),
     Contest(
         "P3",
+        "P3-gpu",
         "DDIM",
         "hackable_diffusion, restated",
         lambda sizes, seed: loops.against_hackable(sizes, seed, stochastic=False),
     ),
     Contest(
         "P8",
+        "P8-gpu",
         "DDIM, eta 1",
         "hackable_diffusion, restated",
         lambda sizes, seed: loops.against_hackable(sizes, seed, stochastic=True),
         remark="Both draw noise, which is what takes the time. A key for each sample costs one block of Threefry more "
-        "than the 64 that draw its 64 numbers, 1.6 %; the peer has one key for the batch.",
-        repetitions="close_repetitions",
+        "than the 64 that draw its 64 numbers, 1.6 %, and on a GPU a kernel of its own; the peer has one key for the "
+        "batch.",
     ),
-    Contest("P5", "DDIM, digits network", "a scan of its network calls", loops.against_bare_network, "digits_steps"),
-    Contest("P7", "guidance in one call", "guidance in two calls", loops.guidance_in_one_call, "digits_steps"),
+    Contest(
+        "P5",
+        "P5-gpu",
+        "DDIM, digits network",
+        "a scan of its network calls",
+        loops.against_bare_network,
+        "digits_steps",
+    ),
+    Contest("", "P7", "guidance in one call", "guidance in two calls", loops.guidance_in_one_call, "digits_steps"),
 )
+_COSTS = "P5", "P5-gpu"  # claims of the time of jaxgen over that of the peer
 _PROTOCOL = (
-    "Both sides of a comparison run in this process and take turns, after two calls to compile and to warm up; each "
-    "call ends when its result is on the host. One ratio is that of the medians over the rounds of a repetition, and "
-    "the repetitions are the units of the test: they say how much this machine varied, not how much machines differ. "
-    "Ratios are the peer's time over jaxgen's: above 1, jaxgen is faster. jax may use every core; torch has one "
-    "thread, with which it runs the small network fastest, since with more it waits for them."
+    "Both sides of a comparison run in one process and take turns, after two calls to compile and to warm up; each "
+    "call ends when its result is on the host. One ratio is that of the medians over the rounds. {units} Ratios are "
+    "the peer's time over jaxgen's: above 1, jaxgen is faster. jax may use every core; torch has one thread, with "
+    "which it runs the small network fastest, since with more it waits for them."
 )
+_UNITS = {
+    True: "Each ratio is measured in a process of its own, and these are the units of the test: they say how much "
+    "this machine varied, not how much machines differ.",
+    False: "All ratios are measured in one process and are the units of the test: they say how much this process "
+    "varied, and another can differ by more.",
+}
 
 
 def measure(config: Any, run: RunDirectory) -> None:
-    """Measure and record every claim of this group.
+    """Measure and record every claim of this group: on the first device at `gpu`, else on the CPU.
 
     Raises:
         Interrupted: a signal came; a resumed run measures anew.
     """
-    _memory(config.samplers, run)
-    began = time.perf_counter()
-    compiled = loops.count_compilations(run.seed, config.samplers.steps)
-    cells = [Cell(f"another {name}", values=[count]) for name, count in compiled.items()]
-    run.record("P6", cells, seconds=time.perf_counter() - began)
+    with jax.default_device(_device(run.preset)):
+        _memory(config.samplers, run)
+        began = time.perf_counter()
+        compiled = loops.count_compilations(run.seed, config.samplers.steps)
+        cells = [Cell(f"another {name}", values=[count]) for name, count in compiled.items()]
+        run.record("P6", cells, seconds=time.perf_counter() - began)
     _times(config, run)
+
+
+def _device(preset: str) -> Any:
+    return jax.devices()[0] if preset == "gpu" else jax.devices("cpu")[0]
 
 
 def _memory(sizes: Any, run: RunDirectory) -> None:
@@ -113,74 +137,121 @@ def _memory(sizes: Any, run: RunDirectory) -> None:
     figures.memory(run, counts, found, sizes.free_batch_size)
 
 
-def _times(config: Any, run: RunDirectory) -> None:
-    run.note(_PROTOCOL)
-    timed: dict[Contest, Timing] = {}
-    seconds: dict[str, float] = {}
-    missing: dict[str, str] = {}
-    counts = [getattr(config, contest.repetitions) for contest in CONTESTS]
-    with run.progress(sum(counts), "timing") as progress:
-        for number, contest in enumerate(CONTESTS):
-            began = time.perf_counter()
+class Timed(NamedTuple):
+    """What came of a contest: its times and what measuring them took, or why there are none."""
+
+    timing: Timing | None
+    seconds: float
+    missing: str = ""
+
+
+def time_contests(
+    config: Any, preset: str, seed: int, *, repetitions: int, on_contest: Callable[[int], None] = lambda count: None
+) -> list[Timed]:
+    """Time every contest in this process.
+
+    Args:
+        config: `Config`.
+        preset: decides the device.
+        seed: of networks and noise.
+        repetitions: ratios of each contest.
+        on_contest: called with the number of finished contests after each; may raise.
+    """
+    found = []
+    for contest in CONTESTS:
+        began = time.perf_counter()
+        with jax.default_device(_device(preset)):
             try:
-                sides = contest.sides(config.samplers, run.seed)
-            except ImportError:
-                missing[contest.claim] = peers.MISSING
+                sides = contest.sides(config.samplers, seed)
+            except ImportError as error:
+                found.append(Timed(None, 0.0, str(error)))
                 continue
-            done = sum(counts[:number])
-            timed[contest] = compare(
-                *sides,
-                repetitions=counts[number],
-                seconds=config.seconds,
-                on_repetition=lambda count, done=done: progress.update(done + count),
-            )
-            seconds[contest.claim] = seconds.get(contest.claim, 0.0) + time.perf_counter() - began
-            _stop_here(run)
-    _record(config, run, timed, seconds, missing)
+            timing = compare(*sides, repetitions=repetitions, seconds=config.seconds)
+        found.append(Timed(timing, time.perf_counter() - began))
+        on_contest(len(found))
+    return found
+
+
+def _time_once(config: Any, preset: str, seed: int) -> list[Timed]:
+    compilation_cache.enable()
+    return time_contests(config, preset, seed, repetitions=1)
+
+
+def _times(config: Any, run: RunDirectory) -> None:
+    run.note(_PROTOCOL.format(units=_UNITS[config.isolated]))
+    if config.isolated:
+        with run.progress(config.repetitions, "timing, processes") as progress:
+            once = []
+            for number in range(1, config.repetitions + 1):
+                once.append(in_process(run.stop, _time_once, config, run.preset, run.seed))
+                progress.update(number)
+        timed = [_join(of) for of in zip(*once, strict=True)]
+    else:
+        with run.progress(len(CONTESTS), "timing") as progress:
+
+            def on_contest(count: int) -> None:
+                progress.update(count)
+                _stop_here(run)
+
+            timed = time_contests(config, run.preset, run.seed, repetitions=config.repetitions, on_contest=on_contest)
+    _record(run, timed)
     _tell(config.samplers, run, timed)
 
 
-def _record(
-    config: Any,
-    run: RunDirectory,
-    timed: Mapping[Contest, Timing],
-    seconds: Mapping[str, float],
-    missing: Mapping[str, str],
-) -> None:
-    for claim in dict.fromkeys(contest.claim for contest in CONTESTS if contest.claim):
-        found = {contest: timing for contest, timing in timed.items() if contest.claim == claim}
-        if claim in missing:
-            run.not_run(claim, missing[claim])
-        elif claim == "P7" and jax.default_backend() == "cpu":
-            ratio = np.median(next(iter(found.values())).speedup)
-            run.not_run(claim, f"needs a GPU, of which the claim speaks; on this CPU the ratio is {ratio:.2f}")
+def _join(once: Sequence[Timed]) -> Timed:
+    """Make one of what several processes measured of a contest."""
+    timings = [of.timing for of in once if of.timing]
+    if len(timings) < len(once):
+        return once[0]
+    return Timed(Timing(*(np.concatenate(side) for side in zip(*timings, strict=True))), sum(of.seconds for of in once))
+
+
+def _record(run: RunDirectory, timed: Sequence[Timed]) -> None:
+    on_gpu = run.preset == "gpu"
+    claims: dict[str, list[tuple[Contest, Timed]]] = {}
+    for contest, of in zip(CONTESTS, timed, strict=True):
+        claims.setdefault(contest.gpu_claim if on_gpu else contest.cpu_claim, []).append((contest, of))
+    claims.pop("", None)
+    platform = _device(run.preset).platform
+    for claim, found in claims.items():
+        missing = [of.missing for _, of in found if of.missing]
+        # What the claim calls a cost is ours over theirs.
+        ratios = {
+            contest.name: of.timing.speedup if claim not in _COSTS else 1.0 / of.timing.speedup
+            for contest, of in found
+            if of.timing
+        }
+        if missing:
+            run.not_run(claim, missing[0])
+        elif on_gpu and platform != "gpu":
+            told = ", ".join(f"{np.mean(values):.2f}" for values in ratios.values())
+            run.not_run(claim, f"needs a GPU, of which the claim speaks; on this {platform} it is {told}")
         else:
-            # What the claim calls a cost is ours over theirs.
-            values = {of.name: t.speedup if claim != "P5" else 1.0 / t.speedup for of, t in found.items()}
-            cells = [Cell(name, values=ratios) for name, ratios in values.items()]
-            run.record(claim, cells, seconds=seconds[claim])
+            cells = [Cell(name, values=values) for name, values in ratios.items()]
+            run.record(claim, cells, seconds=sum(of.seconds for _, of in found))
 
 
-def _tell(sizes: Any, run: RunDirectory, timed: Mapping[Contest, Timing]) -> None:
+def _tell(sizes: Any, run: RunDirectory, timed: Sequence[Timed]) -> None:
     """Write every time into the report and the arrays, and draw the ratios."""
-    for contest, timing in timed.items():
+    found = {contest: of.timing for contest, of in zip(CONTESTS, timed, strict=True) if of.timing}
+    claims = [contest.gpu_claim if run.preset == "gpu" else contest.cpu_claim for contest in found]
+    for (contest, timing), claim in zip(found.items(), claims, strict=True):
         steps = getattr(sizes, contest.steps)
         ours, theirs = (1e6 / steps * float(np.median(side)) for side in timing)
         told = (
-            f"{contest.name} against {contest.against} ({contest.claim or 'no claim'}): {ours:.3g} against "
+            f"{contest.name} against {contest.against} ({claim or 'no claim'}): {ours:.3g} against "
             f"{theirs:.3g} microseconds a step, medians; ratio {timing.speedup.mean():.3g} +- "
             f"{timing.speedup.std(ddof=1):.2g}."
         )
         run.note(" ".join(filter(None, (told, contest.remark))))
-    most = max(len(timing.ours) for timing in timed.values())
-    # Not a number where a contest has fewer repetitions than another.
-    padded = lambda times: np.pad(times, (0, most - len(times)), constant_values=np.nan)  # noqa: E731
     run.arrays(
-        contests=[f"{contest.claim} {contest.name} / {contest.against}".strip() for contest in timed],
-        seconds_ours=[padded(timing.ours) for timing in timed.values()],
-        seconds_theirs=[padded(timing.theirs) for timing in timed.values()],
+        contests=[
+            f"{claim} {contest.name} / {contest.against}".strip() for contest, claim in zip(found, claims, strict=True)
+        ],
+        seconds_ours=[timing.ours for timing in found.values()],
+        seconds_theirs=[timing.theirs for timing in found.values()],
     )
-    rows = {f"{contest.name}\nagainst {contest.against}": timing.speedup for contest, timing in timed.items()}
+    rows = {f"{contest.name}\nagainst {contest.against}": timing.speedup for contest, timing in found.items()}
     figures.ratios(run, rows)
 
 

@@ -21,8 +21,8 @@ from jaxgen.pipelines import (
 from jaxgen.typing import PRNGKey
 
 TITLES = {"ddim": "DDIM", "ddpm": "DDPM", "flow": "flow matching", "pcg": "PCG"}
-# One shape for every draw of a run, so that each sampler compiles once a number of steps; divides over 2, 4 and 8.
-_BLOCK = 200
+# Images drawn at once, few and many: a sampler compiles once for each, and both divide over 2, 4 and 8 devices.
+_SMALL_BLOCK, _BLOCK = 200, 600
 
 
 def sampling_key(seed: int) -> PRNGKey:
@@ -55,7 +55,7 @@ def draw(
         method=method,
         scale=scale,
         steps=steps,
-        block_size=_BLOCK,
+        block_size=_SMALL_BLOCK if labels.size <= _SMALL_BLOCK else _BLOCK,
         mesh=networks.mesh,
         on_block=on_block,
     )

@@ -266,7 +266,7 @@ def discrepancies(run: RunDirectory, mmd2: Mapping[tuple[str, float], np.ndarray
         figure.axes[0].set_yscale("symlog", linthresh=1e-3)
         figure.axes[1].axhline(0.05, color="0.5", linewidth=1.0)
         figure.axes[1].set(ylabel="p-value of the permutation test", yscale="log")
-        figure.axes[0].legend(loc="lower right")
+        figure.axes[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names))
     caption = "real digits: each dot compares the images of one seed with those of guided DDPM"
     run.figure("digits_against_ddpm", figure, caption)
 

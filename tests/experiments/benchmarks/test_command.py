@@ -14,21 +14,23 @@ from experiments.run_directory import RunDirectory
 
 # The smallest run that measures everything.
 TINY = (
-    *(
-        "--repetitions",
-        "8",
-        "--close-repetitions",
-        "9",
-        "--seconds",
-        "0.001",
-        "--samplers.steps",
-        "3",
-        "--samplers.width",
-        "4",
-    ),
+    *("--repetitions", "8", "--no-isolated", "--seconds", "0.001", "--samplers.steps", "3", "--samplers.width", "4"),
     *("--samplers.batch-size", "2", "--samplers.free-batch-size", "2", "--samplers.digits-batch-size", "2"),
     *("--samplers.digits-steps", "2", "--samplers.guided-batch-size", "2", "--samplers.memory-steps", "4"),
 )
+# The same, where it is called without the command.
+SIZES = SamplerSizes(
+    steps=3,
+    width=4,
+    batch_size=2,
+    free_batch_size=2,
+    digits_batch_size=2,
+    digits_steps=2,
+    guided_batch_size=2,
+    memory_steps=(4,),
+)
+ON_GPU = ["P7", "P1-gpu", "P2-gpu", "P3-gpu", "P5-gpu", "P8-gpu"]
+ON_CPU = ["P1", "P2", "P3", "P5", "P8"]
 FIGURES = ("sampler_memory", "sampler_ratios")
 pytestmark = pytest.mark.filterwarnings(
     # Inside diffusers, which converts a torch tensor with numpy's older protocol.
@@ -46,7 +48,6 @@ def tiny_run(path):
     ("argv", "error"),
     [
         ("--repetitions 7", "--repetitions must lie between 8 and 1000, got 7"),
-        ("--close-repetitions 1", "--close-repetitions must lie between 8 and 1000, got 1"),
         ("--seconds 0", "--seconds must lie in (0, 60], got 0"),
         ("--seconds nan", "--seconds must be finite, got nan"),
         ("--samplers.steps 1", "--samplers.steps must lie between 2 and 100000, got 1"),
@@ -68,19 +69,29 @@ def test_the_help_names_the_peers_the_parts_and_the_sizes(command):
 
 
 def test_claims_are_declared_for_every_comparison():
-    assert [claim.id for claim in CLAIMS] == [f"P{number}" for number in range(1, len(CLAIMS) + 1)]
-    assert {contest.claim for contest in samplers.CONTESTS} - {""} < {claim.id for claim in CLAIMS}
-    assert {claim.id for claim in CLAIMS if claim.not_run} == {"P7"}
+    claims = {claim.id: claim for claim in CLAIMS}
+    for contest in samplers.CONTESTS:
+        assert {contest.cpu_claim, contest.gpu_claim} - {""} <= set(claims)
+    assert [name for name, claim in claims.items() if set(claim.not_run) == {"ci", "default"}] == ON_GPU
+    assert [name for name, claim in claims.items() if set(claim.not_run) == {"gpu"}] == ON_CPU
+    assert [name for name, claim in claims.items() if not claim.not_run] == ["P4", "P6"]
+
+
+def test_the_targets_beside_a_gpu_are_those_of_the_cpu():
+    claims = {claim.id: claim for claim in CLAIMS}
+    for name in ON_CPU:
+        cpu, gpu = claims[name], claims[f"{name}-gpu"]
+        assert (cpu.rule, cpu.reference, cpu.margin) == (gpu.rule, gpu.reference, gpu.margin)
+        assert cpu.statement.replace("on a CPU", "on a GPU") == gpu.statement
 
 
 def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
     rows = tiny_run(folder / "run")
     assert list(rows) == [claim.id for claim in CLAIMS]
-    assert {name for name, row in rows.items() if row["verdict"] == "not run"} == {"P7"}
-    assert rows["P7"]["reason"].startswith("needs a GPU, of which the claim speaks; on this CPU the ratio is ")
+    assert [name for name, row in rows.items() if row["verdict"] == "not run"] == ON_GPU
     assert rows["P6"]["verdict"] == "holds"
     assert rows["P4"]["scale"] == "reduced"
-    for name in ("P1", "P2", "P3", "P5"):
+    for name in ON_CPU:
         for cell in rows[name]["cells"]:
             assert len(cell["values"]) == 8
             assert min(cell["values"]) > 0
@@ -90,29 +101,59 @@ def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
     }
     with np.load(folder / "run" / "arrays.npz", allow_pickle=False) as arrays:
         ours, theirs = arrays["seconds_ours"], arrays["seconds_theirs"]
-    assert ours.shape == theirs.shape == (len(samplers.CONTESTS), 9)
-    np.testing.assert_allclose(rows["P2"]["cells"][0]["values"], (theirs / ours)[_row("P2")][:8])
-    np.testing.assert_allclose(rows["P5"]["cells"][0]["values"], (ours / theirs)[_row("P5")][:8])
-    np.testing.assert_allclose(rows["P8"]["cells"][0]["values"], (theirs / ours)[_row("P8")])
-    assert np.isnan(ours[_row("P2"), 8])
+    assert ours.shape == theirs.shape == (len(samplers.CONTESTS), 8)
+    np.testing.assert_allclose(rows["P2"]["cells"][0]["values"], (theirs / ours)[_row("P2")])
+    np.testing.assert_allclose(rows["P5"]["cells"][0]["values"], (ours / theirs)[_row("P5")])
     notes = json.loads((folder / "run" / "notes.json").read_text())["notes"]
     assert len(notes) == 1 + len(samplers.CONTESTS)
+    assert "measured in one process" in notes[0]
 
 
 def test_a_missing_peer_leaves_its_row_unmeasured_and_names_the_command(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # as where it is not installed
-    monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.claim in ("P1", "P2")])
-    sizes = SamplerSizes(steps=3, width=4, batch_size=2, free_batch_size=2, memory_steps=(4,))
-    config = Config(repetitions=8, close_repetitions=8, seconds=0.001, samplers=sizes)
-    run = RunDirectory(folder / "run", Settings("benchmarks", "ci", 0, config), CLAIMS)
-    run.open()
-    samplers.measure(config, run)
-    run.close()
-    rows = {row["id"]: row for row in run.rows()}
+    monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.cpu_claim in ("P1", "P2")])
+    rows = measured(folder, "ci", isolated=False)
     assert (rows["P1"]["verdict"], rows["P1"]["reason"]) == ("not run", MISSING)
     assert "pip install" in MISSING
     assert len(rows["P2"]["cells"][0]["values"]) == 8
 
 
+def test_a_ratio_of_each_process_is_a_unit(folder, monkeypatch):
+    calls = []
+
+    def here(stop, work, *arguments):
+        calls.append(work(*arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(samplers, "in_process", here)
+    monkeypatch.setattr(samplers.compilation_cache, "enable", lambda: None)
+    monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.cpu_claim in ("P2", "P3")])
+    rows = measured(folder, "default", isolated=True)
+    assert len(calls) == 8
+    for index, claim in enumerate(("P2", "P3")):
+        found = [call[index].timing.speedup.item() for call in calls]
+        assert rows[claim]["cells"][0]["values"] == found
+        assert rows[claim]["seconds"] == pytest.approx(sum(call[index].seconds for call in calls))
+
+
+def test_without_a_gpu_its_preset_measures_on_the_cpu_and_decides_nothing(folder, monkeypatch):
+    monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.gpu_claim in ("P3-gpu", "P7")])
+    rows = measured(folder, "gpu", isolated=False)
+    assert set(rows) == {"P3-gpu", "P4", "P6", "P7"}
+    for name in ("P3-gpu", "P7"):
+        assert rows[name]["verdict"] == "not run"
+        assert rows[name]["reason"].startswith("needs a GPU, of which the claim speaks; on this cpu it is ")
+
+
+def measured(folder, preset, *, isolated):
+    """Measure without the command, and return the rows."""
+    config = Config(repetitions=8, isolated=isolated, seconds=0.001, samplers=SIZES)
+    run = RunDirectory(folder / "run", Settings("benchmarks", preset, 0, config), CLAIMS)
+    run.open()
+    samplers.measure(config, run)
+    run.close()
+    return {row["id"]: row for row in run.rows()}
+
+
 def _row(claim):
-    return [contest.claim for contest in samplers.CONTESTS].index(claim)
+    return [contest.cpu_claim for contest in samplers.CONTESTS].index(claim)

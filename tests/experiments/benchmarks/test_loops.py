@@ -20,7 +20,7 @@ def difference(sides):
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
-@pytest.mark.parametrize("contest", [of for of in samplers.CONTESTS if of.claim == "P1"], ids=lambda of: of.name)
+@pytest.mark.parametrize("contest", [of for of in samplers.CONTESTS if of.cpu_claim == "P1"], ids=lambda of: of.name)
 def test_diffusers_draws_the_same_samples_with_the_same_weights(contest):
     assert difference(contest.sides(SIZES, 3)) < CLOSE
 
