@@ -22,7 +22,7 @@ class Config:
     cluster_particles: int = 32_768
     """Samples of one seed on two clusters; three times as many on three, where few samples fall between them."""
     seeds: int = 16
-    """Independent seeds of each claim on these problems and on the Gaussians of digits."""
+    """Independent seeds of each claim on these problems and on the Gaussians of digits; three times as many for D5."""
     exact_steps: int = 250
     """Steps of the coarser of two runs whose results are extrapolated to small steps; the finer takes twice as many."""
     scan_steps: int = 800
@@ -132,7 +132,7 @@ PRESETS: Mapping[str, Config] = {
 }
 PRESET_NOTES = {
     "ci": "a minute on 2 CPU cores: fewer samples and a small network, many rows stay open",
-    "default": "fourteen minutes on 2 CPU cores: enough seeds for verdicts that survive Holm's correction",
+    "default": "14 to 15 minutes on 2 CPU cores: enough seeds for verdicts that survive Holm's correction",
 }
 
 
