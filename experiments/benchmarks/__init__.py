@@ -55,15 +55,14 @@ PRESETS: Mapping[str, Config] = {
 }
 PRESET_NOTES = {
     "ci": "half a minute on 2 CPU cores, at the sizes of default: fewer and shorter repetitions, in one process",
-    "default": "five minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
-    "gpu": "three minutes on one GPU: the same comparisons there",
+    "default": "four minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
+    "gpu": "four minutes on one GPU: the same comparisons there",
 }
 PARTS = {"samplers": "sampling loops: time a step, memory, compilations"}
 
 
 def check(config: Config, run: RunDirectory) -> None:
-    """Refuse sizes that nothing can be measured on."""
-    del run
+    """Refuse sizes that nothing can be measured on, and the preset of a GPU where there is none."""
     if not 8 <= config.repetitions <= 1000:
         raise ValueError(f"--repetitions must lie between 8 and 1000, got {config.repetitions}")
     if not 0 < config.seconds <= 60:
@@ -73,6 +72,11 @@ def check(config: Config, run: RunDirectory) -> None:
         option = f"--samplers.{name.replace('_', '-')}"
         if not sizes or not least <= min(sizes) <= max(sizes) <= 100_000:
             raise ValueError(f"{option} must lie between {least} and 100000, got {value}")
+    if run.preset == "gpu":
+        import jax
+
+        if (found := jax.devices()[0].platform) != "gpu":
+            raise ValueError(f"the preset gpu measures a GPU, and jax sees a {found} here; use --preset default")
 
 
 def run(config: Config, run: RunDirectory) -> None:

@@ -29,7 +29,7 @@ def in_process(stop: Callable[[], bool], work: Callable[P, T], *args: P.args, **
 
     Raises:
         Interrupted: `stop` said True.
-        RuntimeError: the function raised, with its traceback, or the process died.
+        RuntimeError: the process died, or the function raised: its error is in the first line, its traceback below.
     """
     # A fork would share the threads' locks and the device of this process.
     context = multiprocessing.get_context("spawn")
@@ -41,7 +41,7 @@ def in_process(stop: Callable[[], bool], work: Callable[P, T], *args: P.args, **
         while not receiver.poll(_POLL_SECONDS):
             if stop():
                 raise Interrupted
-        result, error = receiver.recv()
+        result, cause, trace = receiver.recv()
     except EOFError:
         if stop():  # the terminal sends Ctrl-C to both
             raise Interrupted from None
@@ -53,14 +53,14 @@ def in_process(stop: Callable[[], bool], work: Callable[P, T], *args: P.args, **
         process.terminate()
         process.join()
         receiver.close()
-    if error:
-        raise RuntimeError(f"{work.__name__} failed in a process of its own:\n{error}")
+    if cause:
+        raise RuntimeError(f"{work.__name__} failed in a process of its own: {cause}\n{trace}")
     return result
 
 
 def _call(sender: Connection, work: Callable, args: tuple, kwargs: dict) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        sender.send((work(*args, **kwargs), ""))
-    except Exception:
-        sender.send((None, traceback.format_exc()))
+        sender.send((work(*args, **kwargs), "", ""))
+    except Exception as error:
+        sender.send((None, f"{type(error).__name__}: {error}", traceback.format_exc()))

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -67,9 +67,8 @@ CONTESTS = (
         "DDIM, eta 1",
         "hackable_diffusion, restated",
         lambda sizes, seed: loops.against_hackable(sizes, seed, stochastic=True),
-        remark="Both draw noise, which is what takes the time. A key for each sample costs one block of Threefry more "
-        "than the 64 that draw its 64 numbers, 1.6 %, and on a GPU a kernel of its own; the peer has one key for the "
-        "batch.",
+        remark="Both draw noise. A key for each sample costs one block of Threefry more than the 64 that draw its 64 "
+        "numbers, 1.6 %, and on a GPU a kernel of its own; the peer has one key for the batch.",
     ),
     Contest(
         "P5",
@@ -81,12 +80,13 @@ CONTESTS = (
     ),
     Contest("", "P7", "guidance in one call", "guidance in two calls", loops.guidance_in_one_call, "digits_steps"),
 )
+_T = TypeVar("_T")
 _COSTS = "P5", "P5-gpu"  # claims of the time of jaxgen over that of the peer
 _PROTOCOL = (
     "Both sides of a comparison run in one process and take turns, after two calls to compile and to warm up; each "
     "call ends when its result is on the host. One ratio is that of the medians over the rounds. {units} Ratios are "
     "the peer's time over jaxgen's: above 1, jaxgen is faster. jax may use every core; torch has one thread, with "
-    "which it runs the small network fastest, since with more it waits for them."
+    "which a CPU runs the small network fastest, since with more it waits for them."
 )
 _UNITS = {
     True: "Each ratio is measured in a process of its own, and these are the units of the test: they say how much "
@@ -102,29 +102,51 @@ def measure(config: Any, run: RunDirectory) -> None:
     Raises:
         Interrupted: a signal came; a resumed run measures anew.
     """
-    with jax.default_device(_device(run.preset)):
-        _memory(config.samplers, run)
-        began = time.perf_counter()
-        compiled = loops.count_compilations(run.seed, config.samplers.steps)
-        cells = [Cell(f"another {name}", values=[count]) for name, count in compiled.items()]
-        run.record("P6", cells, seconds=time.perf_counter() - began)
+    facts = _call(config, run, _count)
+    _memory(config.samplers, run, facts)
+    cells = [Cell(f"another {name}", values=[count]) for name, count in facts.compilations.items()]
+    run.record("P6", cells, seconds=facts.compilation_seconds)
     _times(config, run)
+
+
+def _call(config: Any, run: RunDirectory, work: Callable[[Any, str, int], _T]) -> _T:
+    # This process leaves the device alone where others measure on it: jax would hold three quarters of its memory.
+    if config.isolated:
+        return in_process(run.stop, work, config, run.preset, run.seed)
+    return work(config, run.preset, run.seed)
 
 
 def _device(preset: str) -> Any:
     return jax.devices()[0] if preset == "gpu" else jax.devices("cpu")[0]
 
 
-def _memory(sizes: Any, run: RunDirectory) -> None:
-    began = time.perf_counter()
-    counts = sorted(set(sizes.memory_steps))
-    found: dict[str, list[int]] = {}
-    with run.progress(len(counts), "memory") as progress:
-        for number, steps in enumerate(counts, start=1):
+class Facts(NamedTuple):
+    """What compiling tells: bytes of each program for each number of steps, and how often a sweep was traced."""
+
+    memory: dict[str, list[int]]
+    memory_seconds: float
+    compilations: dict[str, int]
+    compilation_seconds: float
+
+
+def _count(config: Any, preset: str, seed: int) -> Facts:
+    sizes, began = config.samplers, time.perf_counter()
+    memory: dict[str, list[int]] = {}
+    with jax.default_device(_device(preset)):
+        for steps in _memory_steps(sizes):
             for name, size in loops.memory_of(steps, sizes).items():
-                found.setdefault(name, []).append(size)
-            progress.update(number)
-            _stop_here(run)
+                memory.setdefault(name, []).append(size)
+        between = time.perf_counter()
+        compilations = loops.count_compilations(seed, sizes.steps)
+    return Facts(memory, between - began, compilations, time.perf_counter() - between)
+
+
+def _memory_steps(sizes: Any) -> list[int]:
+    return sorted(set(sizes.memory_steps))
+
+
+def _memory(sizes: Any, run: RunDirectory, facts: Facts) -> None:
+    counts, found = _memory_steps(sizes), facts.memory
     ratio = found["jaxgen"][-1] / found["trajectory"][-1]
     cell = Cell(f"{counts[-1]} steps, batch of {sizes.free_batch_size}", values=[ratio], error=0.0)
     without = found["jaxgen"][-1] / found["no trajectory"][-1]
@@ -132,7 +154,7 @@ def _memory(sizes: Any, run: RunDirectory) -> None:
         f"Without its trajectory (store_trajectory=False) the peer needs {1 / without:.3g} times the memory of jaxgen."
     )
     scale = "full" if counts[-1] == 1000 else "reduced"
-    run.record("P4", [cell], seconds=time.perf_counter() - began, scale=scale, reason=told)
+    run.record("P4", [cell], seconds=facts.memory_seconds, scale=scale, reason=told)
     run.arrays(memory_steps=counts, **{f"memory_{name.replace(' ', '_')}": sizes for name, sizes in found.items()})
     figures.memory(run, counts, found, sizes.free_batch_size)
 
@@ -159,17 +181,20 @@ def time_contests(
     """
     found = []
     for contest in CONTESTS:
-        began = time.perf_counter()
-        with jax.default_device(_device(preset)):
-            try:
-                sides = contest.sides(config.samplers, seed)
-            except ImportError as error:
-                found.append(Timed(None, 0.0, str(error)))
-                continue
-            timing = compare(*sides, repetitions=repetitions, seconds=config.seconds)
-        found.append(Timed(timing, time.perf_counter() - began))
+        found.append(_time(contest, config, preset, seed, repetitions))
         on_contest(len(found))
     return found
+
+
+def _time(contest: Contest, config: Any, preset: str, seed: int, repetitions: int) -> Timed:
+    began = time.perf_counter()
+    with jax.default_device(_device(preset)):
+        try:
+            sides = contest.sides(config.samplers, seed)
+        except ImportError as error:
+            return Timed(None, 0.0, str(error))
+        timing = compare(*sides, repetitions=repetitions, seconds=config.seconds)
+    return Timed(timing, time.perf_counter() - began)
 
 
 def _time_once(config: Any, preset: str, seed: int) -> list[Timed]:
@@ -194,25 +219,36 @@ def _times(config: Any, run: RunDirectory) -> None:
                 _stop_here(run)
 
             timed = time_contests(config, run.preset, run.seed, repetitions=config.repetitions, on_contest=on_contest)
-    _record(run, timed)
+    _record(config.samplers, run, timed)
     _tell(config.samplers, run, timed)
 
 
 def _join(once: Sequence[Timed]) -> Timed:
-    """Make one of what several processes measured of a contest."""
-    timings = [of.timing for of in once if of.timing]
-    if len(timings) < len(once):
-        return once[0]
-    return Timed(Timing(*(np.concatenate(side) for side in zip(*timings, strict=True))), sum(of.seconds for of in once))
+    """Make one of what several processes measured of a contest; nothing where one of them could not."""
+    for of in once:
+        if of.timing is None:
+            return of
+    sides = zip(*(of.timing for of in once if of.timing), strict=True)
+    return Timed(Timing(*map(np.concatenate, sides)), sum(of.seconds for of in once))
 
 
-def _record(run: RunDirectory, timed: Sequence[Timed]) -> None:
-    on_gpu = run.preset == "gpu"
+def _claim(contest: Contest, preset: str) -> str:
+    return contest.gpu_claim if preset == "gpu" else contest.cpu_claim
+
+
+def _told(sizes: Any, contest: Contest, timing: Timing) -> str:
+    ours, theirs = (1e6 / getattr(sizes, contest.steps) * float(np.median(side)) for side in timing)
+    return (
+        f"{contest.name} against {contest.against}: {ours:.3g} against {theirs:.3g} microseconds a step, medians of "
+        f"calls of {getattr(sizes, contest.steps)} steps."
+    )
+
+
+def _record(sizes: Any, run: RunDirectory, timed: Sequence[Timed]) -> None:
     claims: dict[str, list[tuple[Contest, Timed]]] = {}
     for contest, of in zip(CONTESTS, timed, strict=True):
-        claims.setdefault(contest.gpu_claim if on_gpu else contest.cpu_claim, []).append((contest, of))
+        claims.setdefault(_claim(contest, run.preset), []).append((contest, of))
     claims.pop("", None)
-    platform = _device(run.preset).platform
     for claim, found in claims.items():
         missing = [of.missing for _, of in found if of.missing]
         # What the claim calls a cost is ours over theirs.
@@ -223,31 +259,21 @@ def _record(run: RunDirectory, timed: Sequence[Timed]) -> None:
         }
         if missing:
             run.not_run(claim, missing[0])
-        elif on_gpu and platform != "gpu":
-            told = ", ".join(f"{np.mean(values):.2f}" for values in ratios.values())
-            run.not_run(claim, f"needs a GPU, of which the claim speaks; on this {platform} it is {told}")
         else:
             cells = [Cell(name, values=values) for name, values in ratios.items()]
-            run.record(claim, cells, seconds=sum(of.seconds for _, of in found))
+            told = " ".join(_told(sizes, contest, of.timing) for contest, of in found if of.timing)
+            run.record(claim, cells, seconds=sum(of.seconds for _, of in found), reason=told)
 
 
 def _tell(sizes: Any, run: RunDirectory, timed: Sequence[Timed]) -> None:
     """Write every time into the report and the arrays, and draw the ratios."""
     found = {contest: of.timing for contest, of in zip(CONTESTS, timed, strict=True) if of.timing}
-    claims = [contest.gpu_claim if run.preset == "gpu" else contest.cpu_claim for contest in found]
-    for (contest, timing), claim in zip(found.items(), claims, strict=True):
-        steps = getattr(sizes, contest.steps)
-        ours, theirs = (1e6 / steps * float(np.median(side)) for side in timing)
-        told = (
-            f"{contest.name} against {contest.against} ({claim or 'no claim'}): {ours:.3g} against "
-            f"{theirs:.3g} microseconds a step, medians; ratio {timing.speedup.mean():.3g} +- "
-            f"{timing.speedup.std(ddof=1):.2g}."
-        )
-        run.note(" ".join(filter(None, (told, contest.remark))))
+    for contest, timing in found.items():
+        ratio = f"Ratio ({_claim(contest, run.preset) or 'no claim'}): {timing.speedup.mean():.3g} +- "
+        ratio += f"{timing.speedup.std(ddof=1):.2g}."
+        run.note(" ".join(filter(None, (_told(sizes, contest, timing), ratio, contest.remark))))
     run.arrays(
-        contests=[
-            f"{claim} {contest.name} / {contest.against}".strip() for contest, claim in zip(found, claims, strict=True)
-        ],
+        contests=[f"{_claim(of, run.preset)} {of.name} / {of.against}".strip() for of in found],
         seconds_ours=[timing.ours for timing in found.values()],
         seconds_theirs=[timing.theirs for timing in found.values()],
     )

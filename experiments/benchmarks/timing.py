@@ -35,7 +35,6 @@ def compare(
     *,
     repetitions: int,
     seconds: float,
-    on_repetition: Callable[[int], None] = lambda count: None,
 ) -> Timing:
     """Time two computations in turns, so that what slows the machine down slows both.
 
@@ -48,19 +47,15 @@ def compare(
         theirs: likewise.
         repetitions: how many ratios to measure.
         seconds: about how long a repetition takes; decides the number of rounds.
-        on_repetition: called with the number of finished repetitions after each.
     """
     once = [min(_clock(side) for _ in range(2)) for side in (ours, theirs)]
     rounds = int(np.clip(seconds / sum(once), _FEWEST_ROUNDS, _MOST_ROUNDS))
-    medians = []
     # A collection in the middle of a call would be counted as its time.
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        for repetition in range(repetitions):
-            medians.append(_repeat(ours, theirs, rounds))
-            on_repetition(repetition + 1)
+        medians = [_repeat(ours, theirs, rounds) for _ in range(repetitions)]
     finally:
         if collecting:
             gc.enable()

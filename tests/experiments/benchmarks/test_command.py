@@ -9,6 +9,8 @@ from commands import assert_refused, finish
 
 from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, SamplerSizes, samplers
 from experiments.benchmarks.peers import MISSING
+from experiments.benchmarks.processes import in_process
+from experiments.benchmarks.timing import Timing
 from experiments.configuration import Settings
 from experiments.run_directory import RunDirectory
 
@@ -54,6 +56,7 @@ def tiny_run(path):
         ("--samplers.memory-steps", "--samplers.memory-steps must lie between 2 and 100000, got ()"),
         ("--samplers.memory-steps 0 10", "--samplers.memory-steps must lie between 2 and 100000, got (0, 10)"),
         ("--samplers.width 0", "--samplers.width must lie between 1 and 100000, got 0"),
+        ("--preset gpu", "the preset gpu measures a GPU, and jax sees a cpu here; use --preset default"),
         ("--part sampler", "benchmarks has the parts samplers; got 'sampler'; the nearest is 'samplers'"),
     ],
 )
@@ -70,8 +73,8 @@ def test_the_help_names_the_peers_the_parts_and_the_sizes(command):
 
 def test_claims_are_declared_for_every_comparison():
     claims = {claim.id: claim for claim in CLAIMS}
-    for contest in samplers.CONTESTS:
-        assert {contest.cpu_claim, contest.gpu_claim} - {""} <= set(claims)
+    pairs = [(contest.cpu_claim, contest.gpu_claim) for contest in samplers.CONTESTS]
+    assert sorted(set(pairs)) == [("", "P7"), *((name, f"{name}-gpu") for name in ON_CPU)]
     assert [name for name, claim in claims.items() if set(claim.not_run) == {"ci", "default"}] == ON_GPU
     assert [name for name, claim in claims.items() if set(claim.not_run) == {"gpu"}] == ON_CPU
     assert [name for name, claim in claims.items() if not claim.not_run] == ["P4", "P6"]
@@ -122,6 +125,7 @@ def test_a_ratio_of_each_process_is_a_unit(folder, monkeypatch):
     calls = []
 
     def here(stop, work, *arguments):
+        del stop
         calls.append(work(*arguments))
         return calls[-1]
 
@@ -129,20 +133,51 @@ def test_a_ratio_of_each_process_is_a_unit(folder, monkeypatch):
     monkeypatch.setattr(samplers.compilation_cache, "enable", lambda: None)
     monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.cpu_claim in ("P2", "P3")])
     rows = measured(folder, "default", isolated=True)
-    assert len(calls) == 8
+    assert len(calls) == 1 + 8  # the first one counts bytes and compilations
     for index, claim in enumerate(("P2", "P3")):
-        found = [call[index].timing.speedup.item() for call in calls]
+        found = [call[index].timing.speedup.item() for call in calls[1:]]
         assert rows[claim]["cells"][0]["values"] == found
-        assert rows[claim]["seconds"] == pytest.approx(sum(call[index].seconds for call in calls))
+        assert rows[claim]["seconds"] == pytest.approx(sum(call[index].seconds for call in calls[1:]))
 
 
-def test_without_a_gpu_its_preset_measures_on_the_cpu_and_decides_nothing(folder, monkeypatch):
-    monkeypatch.setattr(samplers, "CONTESTS", [of for of in samplers.CONTESTS if of.gpu_claim in ("P3-gpu", "P7")])
-    rows = measured(folder, "gpu", isolated=False)
-    assert set(rows) == {"P3-gpu", "P4", "P6", "P7"}
-    for name in ("P3-gpu", "P7"):
-        assert rows[name]["verdict"] == "not run"
-        assert rows[name]["reason"].startswith("needs a GPU, of which the claim speaks; on this cpu it is ")
+def test_a_process_of_its_own_times_every_contest(monkeypatch):
+    monkeypatch.setenv("JAXGEN_COMPILATION_CACHE", "off")
+    config = Config(seconds=0.001, samplers=SIZES)
+    found = in_process(lambda: False, samplers._time_once, config, "default", 0)
+    assert len(found) == len(samplers.CONTESTS)
+    for timed in found:
+        assert timed.timing.ours.shape == timed.timing.theirs.shape == (1,)
+
+
+def test_a_contest_that_one_process_could_not_time_has_no_ratio(folder, monkeypatch):
+    monkeypatch.setattr(samplers, "CONTESTS", samplers.CONTESTS[:1])
+    rounds = [[samplers.Timed(Timing(*np.ones((2, 1))), 1.0)] for _ in range(7)]
+    rounds.append([samplers.Timed(None, 0.0, "gone")])
+    joined = [samplers._join(of) for of in zip(*rounds, strict=True)]
+    run = RunDirectory(folder / "run", Settings("benchmarks", "default", 0, Config()), CLAIMS)
+    run.open()
+    samplers._record(SIZES, run, joined)
+    run.close()
+    assert [(row["id"], row["verdict"], row["reason"]) for row in run.rows()] == [("P1", "not run", "gone")]
+
+
+def test_on_a_gpu_each_time_decides_the_claim_of_a_gpu_and_a_cost_is_ours_over_theirs(folder):
+    timed = [samplers.Timed(Timing(np.full(8, 1.0), np.full(8, 2.0 + n)), 1.0) for n in range(len(samplers.CONTESTS))]
+    run = RunDirectory(folder / "run", Settings("benchmarks", "gpu", 0, Config()), CLAIMS)
+    run.open()
+    samplers._record(SIZES, run, timed)
+    run.close()
+    rows = {row["id"]: row for row in run.rows()}
+    assert sorted(rows) == sorted(ON_GPU)
+    measured = {name: [cell["values"][0] for cell in row["cells"]] for name, row in rows.items()}
+    assert measured == {
+        **{"P1-gpu": [2, 3], "P2-gpu": [4], "P3-gpu": [5], "P8-gpu": [6], "P7": [8]},
+        "P5-gpu": [pytest.approx(1 / 7)],
+    }
+    assert rows["P3-gpu"]["reason"].endswith(
+        "DDIM against hackable_diffusion, restated: 3.33e+05 against 1.67e+06 microseconds a step, medians of calls of "
+        "3 steps."
+    )
 
 
 def measured(folder, preset, *, isolated):

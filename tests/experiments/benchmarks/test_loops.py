@@ -25,6 +25,12 @@ def test_diffusers_draws_the_same_samples_with_the_same_weights(contest):
     assert difference(contest.sides(SIZES, 3)) < CLOSE
 
 
+def test_a_torch_without_the_gpu_is_told():
+    network = peers.small_network(0, 4, 4)
+    with pytest.raises(ImportError, match=r"needs a torch that sees the GPU; .*, which is installed here, does not"):
+        peers.diffusers_loop("DDIMScheduler", network, np.zeros((1, 4), np.float32), 2, device="cuda")
+
+
 def test_the_restated_python_loop_draws_the_same_samples():
     assert difference(loops.against_python_loop(SIZES, 3)) < CLOSE
 
