@@ -173,8 +173,8 @@ def equivalence(
             axes.minorticks_off()
             axes.legend()
     caption = (
-        "PCG at 2 gamma - 1 and DDPM at gamma are one sampler as the steps shrink: their laws meet at first order, and "
-        "under one noise their very samples do. PCG at gamma stays away"
+        "PCG at 2 gamma - 1 and the SDE guided at gamma are one sampler as the steps shrink: their laws meet at first "
+        "order, and under one noise their very samples do. PCG at gamma stays away"
     )
     run.figure("equivalence", figure, caption)
 
@@ -225,7 +225,11 @@ def yardstick(run: RunDirectory, rows: Mapping[tuple[float, float], Mapping[str,
             axes.set_xticks(places, [f"±{mu:g}, scale {scale:g}" for mu, scale in rows])
             axes.set(ylabel=quantity)
         figure.axes[0].legend()
-    run.figure("yardstick", figure, "sequential Monte Carlo samples the powered law of two clusters, as none else does")
+    run.figure(
+        "yardstick",
+        figure,
+        "sequential Monte Carlo samples the powered law of two clusters; neither guided DDIM nor guided DDPM does",
+    )
 
 
 def class_shifts(run: RunDirectory, config: Any, columns: Mapping[tuple[str, float], tuple]) -> None:
