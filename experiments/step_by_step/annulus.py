@@ -52,4 +52,4 @@ def measure(config: Any, run: RunDirectory, networks: Networks) -> None:
     clouds, curves = ways[:, 0, indices], ways[:_PAIRS, 0]
     run.arrays(annulus_times=SHOWN, annulus_clouds=clouds.swapaxes(0, 1), annulus_ways=curves)
     run.arrays(annulus_sliced_w2=found, annulus_floor=floor, annulus_distance=away)
-    figures.annulus(run, SHOWN, clouds, curves, data.spiral_samples(fresh, len(curves)))
+    figures.annulus(run, SHOWN, clouds, curves, data.spiral_samples(fresh + 100, len(curves)))

@@ -1,4 +1,7 @@
-"""The claims of the tutorial, fixed before their first run."""
+"""The claims of the tutorial, fixed before their first run, but for E9-even, whose number was known.
+
+It is not primary. E9 said also that the network generalises from 40 points, which the share does not show.
+"""
 
 from experiments.claims import Claim
 from experiments.step_by_step import references
@@ -101,7 +104,8 @@ CLAIMS = (
     ),
     Claim(
         "E5",
-        "DDIM with lambda = sqrt(t) / (sqrt(t) + sqrt(t - dt)) hits a single point exactly at any step size",
+        "DDIM with lambda = sqrt(t) / (sqrt(t) + sqrt(t - dt)) goes straight to a single point, as sqrt(t), at any "
+        "step size",
         source=f"{_PAPER}, claims 3 and 5",
         rule="exact",
         reference=0.0,
@@ -150,7 +154,8 @@ CLAIMS = (
     ),
     Claim(
         "E8",
-        "as a target x_{t-dt} is noisier than x_0, by (t / dt) W(t - dt) / s^2 = 662.5 on N(0, 1)",
+        "as a target for x_0 - x_t, so times t / dt, x_{t-dt} is noisier than x_0, by (t / dt) W(t - dt) / s^2 = 662.5 "
+        "on N(0, 1)",
         source=f"{_PAPER}, section 2.3; the number is derived here",
         rule="equal",
         reference=references.TARGET_RATIO,
@@ -159,18 +164,31 @@ CLAIMS = (
     ),
     Claim(
         "E8-gradient",
-        "predicting x_0 instead of x_{t-dt} lowers the variance of a network's gradient",
+        "predicting x_0 instead of x_{t-dt}, both on the scale of x_0 - x_t, lowers the variance of a network's "
+        "gradient",
         source=f"{_PAPER}, section 2.3",
         rule="greater",
         reference=1.0,
+        seeds=12,
     ),
     Claim(
         "E9",
-        "a 3-layer ReLU network of width 128 memorises 10 points of a spiral and generalises from 40",
-        source=f"{_PAPER}, figure 6 (qualitative); the share of samples within 0.05 of a training point falls",
+        "a 3-layer ReLU network of width 128 memorises less of 40 points of a spiral than of 10: the share of samples "
+        "within 0.05 of a training point falls",
+        source=f"{_PAPER}, figure 6 (qualitative)",
         rule="order",
         reference=0.0,
         seeds=12,
+    ),
+    Claim(
+        "E9-even",
+        "so it does with equal steps in sqrt(t), where a sampler that remembers everything has a share of 1 at any "
+        "number of points",
+        source=f"{_PAPER}, figure 6 (qualitative); the grid is ours",
+        rule="order",
+        reference=0.0,
+        seeds=12,
+        primary=False,
     ),
     Claim(
         "E9-calibrated",
@@ -188,7 +206,7 @@ CLAIMS = (
         source=f"{_PAPER}, figures 7 and 10 (qualitative); the bound of 3 is ours",
         rule="less",
         reference=3.0,
-        seeds=5,
+        seeds=12,
     ),
     Claim(
         "E11",
@@ -197,6 +215,6 @@ CLAIMS = (
         rule="equal",
         reference=references.FORGETTING,
         margin=0.01,
-        margin_reason="4 standard errors at the default size, a twentieth of the number",
+        margin_reason="5 standard errors at the default size, a twentieth of the number",
     ),
 )
