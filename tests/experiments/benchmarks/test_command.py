@@ -1,5 +1,6 @@
 """What the command does with the benchmarks: it refuses what is wrong, and a run leaves what it promises."""
 
+import dataclasses
 import json
 import sys
 
@@ -15,12 +16,6 @@ from experiments.configuration import Settings
 from experiments.run_directory import RunDirectory
 
 # The smallest run that measures everything.
-TINY = (
-    *("--repetitions", "8", "--no-isolated", "--seconds", "0.001", "--samplers.steps", "3", "--samplers.width", "4"),
-    *("--samplers.batch-size", "2", "--samplers.free-batch-size", "2", "--samplers.digits-batch-size", "2"),
-    *("--samplers.digits-steps", "2", "--samplers.guided-batch-size", "2", "--samplers.memory-steps", "4"),
-)
-# The same, where it is called without the command.
 SIZES = SamplerSizes(
     steps=3,
     width=4,
@@ -31,6 +26,9 @@ SIZES = SamplerSizes(
     guided_batch_size=2,
     memory_steps=(4,),
 )
+TINY = ["--repetitions", "8", "--no-isolated", "--seconds", "0.001"]
+for name, value in dataclasses.asdict(SIZES).items():
+    TINY += [f"--samplers.{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
 ON_GPU = ["P7", "P1-gpu", "P2-gpu", "P3-gpu", "P5-gpu", "P8-gpu"]
 ON_CPU = ["P1", "P2", "P3", "P5", "P8"]
 FIGURES = ("sampler_memory", "sampler_ratios")
