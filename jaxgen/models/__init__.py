@@ -1,20 +1,72 @@
 """Networks as flax linen modules, used through `init` and `apply` alone."""
 
 from jaxgen.models.image_mlp import ImageMLP, ImageMLPConfig, fourier_features
+from jaxgen.models.in_context import (
+    diagonal_least_squares_predict,
+    gradient_steps_predict,
+    in_context_loss,
+    least_squares_predict,
+)
 from jaxgen.models.labels import check_labels, drop_labels
+from jaxgen.models.linear_attention import (
+    Attend,
+    CausalLinearAttention,
+    CausalLinearAttentionConfig,
+    attend_by_prefix_sums,
+    attend_by_scores,
+    attend_real,
+    autoregressive_loss,
+    autoregressive_loss_real,
+    autoregressive_tokens,
+    blocks,
+    causal_layer,
+    diagonal_params,
+    gaussian_params,
+    next_token_loss,
+    sector_params,
+)
 from jaxgen.models.mlp import MLP, MLPConfig
 from jaxgen.models.parameters import Model, abstract_params, init_params, logical_axes
+from jaxgen.models.stacked_attention import (
+    full_params,
+    looped_attention,
+    stacked_attention,
+    stacked_gaussian_params,
+)
 
 __all__ = [
     "MLP",
+    "Attend",
+    "CausalLinearAttention",
+    "CausalLinearAttentionConfig",
     "ImageMLP",
     "ImageMLPConfig",
     "MLPConfig",
     "Model",
     "abstract_params",
+    "attend_by_prefix_sums",
+    "attend_by_scores",
+    "attend_real",
+    "autoregressive_loss",
+    "autoregressive_loss_real",
+    "autoregressive_tokens",
+    "blocks",
+    "causal_layer",
     "check_labels",
+    "diagonal_least_squares_predict",
+    "diagonal_params",
     "drop_labels",
     "fourier_features",
+    "full_params",
+    "gaussian_params",
+    "gradient_steps_predict",
+    "in_context_loss",
     "init_params",
+    "least_squares_predict",
     "logical_axes",
+    "looped_attention",
+    "next_token_loss",
+    "sector_params",
+    "stacked_attention",
+    "stacked_gaussian_params",
 ]
