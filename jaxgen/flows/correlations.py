@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from jaxgen.flows.assumptions import check_dimension, check_length
 from jaxgen.flows.start_laws import StartLaw
 
-_MOST_FEATURES = 4096  # whose correlations take 128 MiB in float64
+_LARGEST = {False: 10, True: 8}  # without and with all blocks: up to a gigabyte for tables of moments and counts
 
 
 class Correlations(NamedTuple):
@@ -58,11 +58,10 @@ def population_correlations(law: StartLaw, length: int, dimension: int, *, full:
     """
     check_length(length)
     check_dimension(dimension)
-    features = dimension**3 * (8 if full else 1)
-    if features > _MOST_FEATURES:
+    if dimension > _LARGEST[full]:
         raise ValueError(
-            f"dimension {dimension} has {features} features; at most {_MOST_FEATURES} fit, which is dimension "
-            f"{8 if full else 16}: use the moments of the diagonal model instead"
+            f"dimension must be at most {_LARGEST[full]}, whose {(8 if full else 1) * _LARGEST[full] ** 3} features "
+            f"fit into memory, got {dimension}: rates() and limit_product() of the diagonal model know no limit"
         )
     # In the sector a value x_i meets the key x_{i-1} and the query x_t.
     blocks = list(itertools.product((0, 1), repeat=3)) if full else [(0, 1, 0)]

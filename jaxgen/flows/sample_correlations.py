@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from jaxgen.flows.assumptions import check_length
 from jaxgen.flows.correlations import Correlations
@@ -22,8 +22,8 @@ _product = partial(jnp.matmul, precision="highest")
 
 
 def sample_features(
-    x: Complex[ArrayLike, "batch time dim"], *, full: bool = False
-) -> Complex[Array, "batch positions features"]:
+    x: Inexact[ArrayLike, "batch time dim"], *, full: bool = False
+) -> Inexact[Array, "batch positions features"]:
     """Return S_kmn(t) at t = 2 ... T-1 of each sequence.
 
     Args:
@@ -42,7 +42,7 @@ def sample_features(
 
 
 @partial(jax.jit, static_argnames=("full",))
-def sample_correlations(x: Complex[ArrayLike, "batch time dim"], *, full: bool = False) -> Correlations:
+def sample_correlations(x: Inexact[ArrayLike, "batch time dim"], *, full: bool = False) -> Correlations:
     """Return the correlations over the given sequences, as means over them.
 
     The features are held for all sequences at once: many go through `mean_over_draws`, block by block.
@@ -63,7 +63,7 @@ def sample_correlations(x: Complex[ArrayLike, "batch time dim"], *, full: bool =
 
 
 def last_ratio(
-    x: Complex[ArrayLike, "batch time dim"], *, full: bool = False
+    x: Inexact[ArrayLike, "batch time dim"], *, full: bool = False
 ) -> tuple[Float[Array, "dim features"], Float[Array, " dim"]]:
     """Return what the mean ratio of prediction to target at the last position is, which is linear in the weights.
 
@@ -128,7 +128,7 @@ def mean_over_draws(
     return jax.tree.map(lambda leaf: leaf / (count // block), total)
 
 
-def one_hot_correlations(x: Complex[ArrayLike, "batch time dim"], *, full: bool = False) -> Correlations:
+def one_hot_correlations(x: Inexact[ArrayLike, "batch time dim"], *, full: bool = False) -> Correlations:
     """Return `sample_correlations` of sequences of one coordinate each, from those of sequences with d = 1.
 
     Features of several coordinates vanish: a sequence adds to the 8 features of its coordinate alone, 1 in the sector.
@@ -136,28 +136,28 @@ def one_hot_correlations(x: Complex[ArrayLike, "batch time dim"], *, full: bool 
     Raises:
         ValueError: a sequence has not exactly one coordinate that is not 0.
     """
-    x = np.asarray(x)
-    _, _, d = x.shape
-    present = np.abs(x[:, 0]) > 0
+    x = jnp.asarray(x)
+    present = np.abs(np.asarray(x[:, 0])) > 0
     if (present.sum(axis=1) != 1).any():
         raise ValueError("every sequence must have exactly one coordinate that is not 0; use sample_correlations")
-    place = present.argmax(axis=1)
-    alone = np.take_along_axis(x, place[:, None, None], axis=2)
+    place = jnp.asarray(present.argmax(axis=1))
+    return _place_one_hot(jnp.take_along_axis(x, place[:, None, None], axis=2), place, x.shape[-1], full)
+
+
+@partial(jax.jit, static_argnames=("d", "full"))
+def _place_one_hot(alone: Array, place: Array, d: int, full: bool) -> Correlations:
+    """Add up the correlations of sequences of one coordinate each, `[batch, time, 1]`, at the features of theirs."""
+    each = jax.vmap(lambda one: sample_correlations(one[None], full=full))(alone)
+    by_place = jax.tree.map(lambda leaf: jax.ops.segment_sum(leaf, place, d) / len(place), each)
     n = 2 * d if full else d
-    gram, cross, constant = np.zeros((n**3, n**3)), np.zeros((d, n**3)), 0.0
-    for j in np.unique(place):
-        part = sample_correlations(alone[place == j], full=full)
-        own = np.array([j, d + j] if full else [j])
-        at = (own[:, None, None] * n**2 + own[:, None] * n + own).reshape(-1)
-        share = float((place == j).mean())
-        gram[np.ix_(at, at)] = share * np.asarray(part.gram)
-        cross[j, at] = share * np.asarray(part.cross[0])
-        constant += share * float(part.constant)
-    wide = jnp.result_type(float)
-    return Correlations(jnp.asarray(gram, wide), jnp.asarray(cross, wide), jnp.asarray(constant, wide))
+    own = np.array([[j, d + j] if full else [j] for j in range(d)])
+    at = (own[:, :, None, None] * n**2 + own[:, None, :, None] * n + own[:, None, None, :]).reshape(d, -1)
+    gram = jnp.zeros((n**3, n**3)).at[at[:, :, None], at[:, None, :]].set(by_place.gram)
+    cross = jnp.zeros((d, n**3)).at[np.arange(d)[:, None], at].set(by_place.cross[:, 0])
+    return Correlations(gram, cross, by_place.constant.sum())
 
 
-def _tokens(x: Complex[ArrayLike, "batch time dim"], full: bool) -> tuple[Array, Array, Array]:
+def _tokens(x: Inexact[ArrayLike, "batch time dim"], full: bool) -> tuple[Array, Array, Array]:
     """Return the parts of the tokens that are read as values, as keys and as queries."""
     check_length(x.shape[1])
     x = jnp.asarray(x)
