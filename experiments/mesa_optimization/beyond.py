@@ -1,0 +1,92 @@
+"""Processes that the theory does not cover: noise in every step, and W that is not diagonal."""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.claims import Cell
+from experiments.devices import mesh_of
+from experiments.mesa_optimization import figures, training
+from experiments.mesa_optimization.capability import train_sector
+from experiments.run_directory import Interrupted, RunDirectory
+from jaxgen.flows import (
+    Correlations,
+    feature_weights,
+    gaussian_start,
+    mean_over_draws,
+    quartic_loss,
+    sample_correlations,
+    sample_haar_sequences,
+    sample_noisy_sequences,
+    sample_sequences,
+    start_at,
+)
+from jaxgen.training import batch_sharding
+from jaxgen.typing import PRNGKey
+
+_LAW = gaussian_start()
+PROCESSES: Mapping[str, Callable] = {
+    "diagonal W": partial(sample_sequences, law=_LAW),
+    "diagonal W, noise .05": partial(sample_noisy_sequences, law=_LAW, noise_std=0.05),
+    "diagonal W, noise .2": partial(sample_noisy_sequences, law=_LAW, noise_std=0.2),
+    "unitary W": partial(sample_haar_sequences, law=_LAW),
+    "unitary W, noise .05": partial(sample_haar_sequences, law=_LAW, noise_std=0.05),
+    "orthogonal W": partial(sample_haar_sequences, law=_LAW, real=True),
+}
+_NEW = tuple(PROCESSES)[1:]
+
+
+def measure(config: Any, run: RunDirectory) -> None:
+    """Train W32 and W12 on sequences of each process, and compare the product with the formula on fresh sequences."""
+    began = time.perf_counter()
+    found = {name: np.zeros((config.seeds, 4)) for name in PROCESSES}
+    with jax.enable_x64(True), run.progress(len(PROCESSES), "training on other processes") as progress:
+        for number, (name, draw) in enumerate(PROCESSES.items(), start=1):
+            if run.stop():
+                raise Interrupted
+            correlate = _correlations(config, run, draw)
+            for seed in range(config.seeds):
+                train, fresh = (correlate(key) for key in jax.random.split(training.key_of(run, name, seed)))
+                found[name][seed] = _compare(train, fresh)
+            progress.update(number)
+    cells = [Cell(name, values=found[name][:, 0] / found[name][:, 1]) for name in _NEW]
+    run.record("B18", cells, seconds=time.perf_counter() - began)
+    run.arrays(process_names=list(PROCESSES), process_measured=np.stack(list(found.values())))
+    figures.processes(run, found)
+
+
+def _correlations(config: Any, run: RunDirectory, draw: Callable) -> Callable[[PRNGKey], Correlations]:
+    """Compile the correlations of W32 and W12 over sequences of a process, in single precision, summed in double."""
+
+    def block(key: PRNGKey, count: int, first: Any) -> Any:
+        x = draw(key, count=count, length=config.length, dimension=config.dimension, first=first)
+        return x.astype(jnp.complex64)
+
+    sharding = batch_sharding(mesh_of(run))
+    count, size = config.law_sequences, config.block_size
+    return jax.jit(lambda key: mean_over_draws(sample_correlations, key, block, count, block=size, sharding=sharding))
+
+
+@jax.jit
+def _compare(train: Correlations, fresh: Correlations) -> Any:
+    """Return the trained product, that of the formula on fresh sequences, the share of W32 off its diagonal, R^2."""
+    d = train.cross.shape[0]
+    c1, c2 = _rates(train)
+    params = train_sector(train, c1, c2)
+    product = (jnp.diagonal(params["kq"]) * jnp.diagonal(params["pv"])).mean()
+    fresh_c1, fresh_c2 = _rates(fresh)
+    off = params["kq"] * (1.0 - jnp.eye(d))
+    share = jnp.linalg.norm(off) / jnp.linalg.norm(params["kq"])
+    return jnp.stack([product, fresh_c2 / fresh_c1, share, 1.0 - quartic_loss(params, fresh) / fresh.constant])
+
+
+def _rates(correlations: Correlations) -> tuple[Any, Any]:
+    """Return c1 and c2 of the loss of W32 = a I, W12 = b I: d (constant + c1 u^2 / 2 - c2 u) with u = ab."""
+    d = correlations.cross.shape[0]
+    weights = feature_weights(start_at(1.0, 1.0, d))
+    return (weights * (weights @ correlations.gram)).sum() / d, (weights * correlations.cross).sum() / d

@@ -1,0 +1,86 @@
+"""Training on samples: the same bits after an interruption, the paper's settings, and an error where it diverges."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from commands import hastily_compiled
+
+from experiments.configuration import Settings
+from experiments.mesa_optimization import CLAIMS, Config, references, training
+from experiments.run_directory import Interrupted, RunDirectory
+from jaxgen.flows import gaussian_start, quartic_loss, rescaled, sample_correlations, sample_sequences, start_at
+
+CONFIG = Config(
+    dimension=2, length=6, small_length=4, sequences=8, epochs=3, seeds=2, block_size=8, test_lengths=(5, 6)
+)
+
+
+def directory(path, *, config=CONFIG, resumed=False, stop=lambda: False, source=None, seed=0):
+    settings = Settings("mesa-optimization", "ci", seed, config, mesh="data=2", source=source)
+    return RunDirectory(path, settings, CLAIMS, resumed=resumed, stop=stop)
+
+
+def train(run, config=CONFIG):
+    run.open()
+    try:
+        return training.obtain(config, run)
+    finally:
+        run.close()
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys() == set(training.TABLES)
+    for table in left:
+        for field in ("kq", "pv", "losses", "ratios", "test_losses"):
+            np.testing.assert_array_equal(getattr(left[table], field), getattr(right[table], field), err_msg=table)
+
+
+@pytest.mark.slow
+@hastily_compiled()
+def test_an_interrupted_run_resumes_to_the_same_bits_and_is_taken_up_by_another(tmp_path):
+    asked = iter([False] * 3 + [True] * 99)
+    with pytest.raises(Interrupted):
+        train(directory(tmp_path / "cut", stop=lambda: next(asked)))
+    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 3
+    resumed = train(directory(tmp_path / "cut", resumed=True))
+    whole = train(directory(tmp_path / "whole"))
+    assert_same(resumed, whole)
+    taken = directory(tmp_path / "taken", source=tmp_path / "whole")
+    training.check(CONFIG, taken)
+    assert_same(train(taken), whole)
+    with pytest.raises(ValueError, match="takes what was trained as it is, but seed is 0 in the run and 1 here"):
+        training.check(CONFIG, directory(tmp_path / "other", source=tmp_path / "whole", seed=1))
+    gaussian = whole["gaussian"]
+    assert gaussian.kq.shape == (2, 12, 4, 4, 4)
+    assert gaussian.pv.shape == (2, 12, 4, 2, 4)
+    assert gaussian.ratios.shape == (2, 2, 12, 4)
+    start = gaussian.sector(f"scale 0.5, {training.start_name(references.STARTS[1])}")
+    np.testing.assert_allclose(start[0][:, 0], np.broadcast_to(0.5 * np.eye(2), (2, 2, 2)))
+    np.testing.assert_allclose(start[1][:, 0], np.broadcast_to(1.5 * np.eye(2), (2, 2, 2)))
+    # seeds differ, the tables' stored losses are those of the stored parameters
+    assert np.abs(gaussian.losses[0] - gaussian.losses[1]).min() > 0
+    masked = whole["ones"].sector(f"{training.MASKED}, {training.start_name(references.STARTS[0])}")
+    for block in masked:
+        assert not (block * ~np.eye(2, dtype=bool)).any()
+
+
+def test_scaled_loss_is_the_loss_of_scaled_sequences():
+    with jax.enable_x64(True):
+        x = sample_sequences(jax.random.key(0), gaussian_start(), 5, 6, 2)
+        params = start_at(0.7, -0.4, 2)
+        correlations = sample_correlations(x)
+        found = float(training.scaled_loss(params, correlations, jnp.asarray(1.7)))
+        assert found == pytest.approx(float(quartic_loss(params, sample_correlations(1.7 * x))), rel=1e-12)
+        assert found == pytest.approx(float(quartic_loss(params, rescaled(correlations, 1.7))), rel=1e-12)
+
+
+def test_a_step_that_is_too_long_is_an_error_with_epoch_and_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(references, "GAUSSIAN_STEPS", (1e-3, 10.0, 2e-6))
+    with pytest.raises(FloatingPointError, match=r"gaussian, scale 1, .*is not finite at epoch \d+ with step size 10"):
+        train(directory(tmp_path / "run", config=CONFIG_LONG), CONFIG_LONG)
+
+
+CONFIG_LONG = Config(
+    dimension=1, length=4, small_length=3, sequences=8, epochs=40, seeds=2, block_size=8, test_lengths=(4,)
+)
