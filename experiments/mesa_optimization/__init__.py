@@ -50,11 +50,11 @@ class Config:
 
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
-        sequences=500,
-        seeds=3,
-        law_sequences=500,
-        test_lengths=(10, 100),
-        scatter_seeds=60,
+        sequences=300,
+        seeds=2,
+        law_sequences=200,
+        test_lengths=(100,),
+        scatter_seeds=40,
         direct_sequences=60,
         direct_epochs=5,
         depths=(1, 2),
@@ -65,7 +65,7 @@ PRESETS: Mapping[str, Config] = {
     "paper": Config(seeds=32, direct_sequences=10_000, direct_epochs=200),
 }
 PRESET_NOTES = {
-    "ci": "a minute on 2 CPU cores: the paper's d, T and number of epochs, few sequences, three seeds",
+    "ci": "a minute on 2 CPU cores: the paper's d, T and number of epochs, few sequences, two seeds",
     "default": "about ten minutes on 2 CPU cores: the paper's sizes, eight seeds",
     "gpu": "ten times the sequences of the paper, sixteen seeds",
     "paper": "32 seeds, and the layer itself differentiated on all 10,000 sequences for all epochs",

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jaxtyping import Array
 
 from experiments.claims import Cell
 from experiments.devices import mesh_of
@@ -23,20 +25,30 @@ from jaxgen.flows import (
     sample_correlations,
     sample_haar_sequences,
     sample_noisy_sequences,
-    sample_sequences,
     start_at,
 )
 from jaxgen.training import batch_sharding
 from jaxgen.typing import PRNGKey
 
+
+class Process(NamedTuple):
+    """A way to draw sequences, as a function of a noise level, and that level."""
+
+    draw: Callable
+    noise_std: float
+
+
 _LAW = gaussian_start()
-PROCESSES: Mapping[str, Callable] = {
-    "diagonal W": partial(sample_sequences, law=_LAW),
-    "diagonal W, noise .05": partial(sample_noisy_sequences, law=_LAW, noise_std=0.05),
-    "diagonal W, noise .2": partial(sample_noisy_sequences, law=_LAW, noise_std=0.2),
-    "unitary W": partial(sample_haar_sequences, law=_LAW),
-    "unitary W, noise .05": partial(sample_haar_sequences, law=_LAW, noise_std=0.05),
-    "orthogonal W": partial(sample_haar_sequences, law=_LAW, real=True),
+_DIAGONAL = partial(sample_noisy_sequences, law=_LAW)
+_UNITARY = partial(sample_haar_sequences, law=_LAW)
+_ORTHOGONAL = partial(sample_haar_sequences, law=_LAW, real=True)
+PROCESSES: Mapping[str, Process] = {
+    "diagonal W": Process(_DIAGONAL, 0.0),
+    "diagonal W, noise .05": Process(_DIAGONAL, 0.05),
+    "diagonal W, noise .2": Process(_DIAGONAL, 0.2),
+    "unitary W": Process(_UNITARY, 0.0),
+    "unitary W, noise .05": Process(_UNITARY, 0.05),
+    "orthogonal W": Process(_ORTHOGONAL, 0.0),
 }
 _NEW = tuple(PROCESSES)[1:]
 
@@ -46,12 +58,12 @@ def measure(config: Any, run: RunDirectory) -> None:
     began = time.perf_counter()
     found = {name: np.zeros((config.seeds, 4)) for name in PROCESSES}
     with jax.enable_x64(True), run.progress(len(PROCESSES), "training on other processes") as progress:
-        for number, (name, draw) in enumerate(PROCESSES.items(), start=1):
-            if run.stop():
-                raise Interrupted
-            correlate = _correlations(config, run, draw)
+        for number, (name, process) in enumerate(PROCESSES.items(), start=1):
             for seed in range(config.seeds):
-                train, fresh = (correlate(key) for key in jax.random.split(training.key_of(run, name, seed)))
+                if run.stop():
+                    raise Interrupted
+                keys = jax.random.split(training.key_of(run, name, seed))
+                train, fresh = (_correlations(config, run, process, key) for key in keys)
                 found[name][seed] = _compare(train, fresh)
             progress.update(number)
     cells = [Cell(name, values=found[name][:, 0] / found[name][:, 1]) for name in _NEW]
@@ -60,16 +72,32 @@ def measure(config: Any, run: RunDirectory) -> None:
     figures.processes(run, found)
 
 
-def _correlations(config: Any, run: RunDirectory, draw: Callable) -> Callable[[PRNGKey], Correlations]:
-    """Compile the correlations of W32 and W12 over sequences of a process, in single precision, summed in double."""
+def _correlations(config: Any, run: RunDirectory, process: Process, key: PRNGKey) -> Correlations:
+    sizes = {"count": config.law_sequences, "block": config.block_size}
+    shape = {"length": config.length, "dimension": config.dimension}
+    sharding = batch_sharding(mesh_of(run))
+    return _correlate(key, jnp.asarray(process.noise_std), draw=process.draw, **sizes, **shape, sharding=sharding)
 
-    def block(key: PRNGKey, count: int, first: Any) -> Any:
-        x = draw(key, count=count, length=config.length, dimension=config.dimension, first=first)
+
+@partial(jax.jit, static_argnames=("draw", "count", "block", "length", "dimension", "sharding"))
+def _correlate(
+    key: PRNGKey,
+    noise_std: Array,
+    *,
+    draw: Callable,
+    count: int,
+    block: int,
+    length: int,
+    dimension: int,
+    sharding: NamedSharding,
+) -> Correlations:
+    """Return the correlations of W32 and W12 over sequences of a process, in single precision, summed in double."""
+
+    def of_block(key: PRNGKey, block: int, first: Array) -> Array:
+        x = draw(key, count=block, length=length, dimension=dimension, noise_std=noise_std, first=first)
         return x.astype(jnp.complex64)
 
-    sharding = batch_sharding(mesh_of(run))
-    count, size = config.law_sequences, config.block_size
-    return jax.jit(lambda key: mean_over_draws(sample_correlations, key, block, count, block=size, sharding=sharding))
+    return mean_over_draws(sample_correlations, key, of_block, count, block=block, sharding=sharding)
 
 
 @jax.jit

@@ -12,7 +12,7 @@ import optax
 
 from experiments.claims import Cell
 from experiments.mesa_optimization import figures, references, training
-from experiments.mesa_optimization.exact import follow, stacked_starts
+from experiments.mesa_optimization.exact import follow, gradient_at, stacked_starts
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import (
     Atoms,
@@ -117,7 +117,7 @@ def _raw_laws(run: RunDirectory) -> None:
     """B10-raw: Poisson and Gamma tokens as they are have odd moments."""
     began, cells = time.perf_counter(), []
     for name, law in (("Poisson(1)", poisson_start(symmetrised=False)), ("Gamma(2)", gamma_start(symmetrised=False))):
-        gradient = jax.grad(quartic_loss)(start_at(0.3, 0.2, 3), population_correlations(law, 6, 3))
+        gradient = gradient_at(start_at(0.3, 0.2, 3), population_correlations(law, 6, 3))
         off = [float(gradient[field][0, 1]) for field in ("kq", "pv")]
         cells.append(Cell(f"{name}: off-diagonal gradients of W32 and W12", values=off, control=[0.0, 0.0]))
     run.record("B10-raw", cells, seconds=time.perf_counter() - began)

@@ -79,16 +79,17 @@ def _best_steps(run: RunDirectory) -> Float[np.ndarray, " steps"]:
 
     @jax.jit
     def look(sizes: Array) -> tuple[Array, ...]:
-        bend = jnp.linalg.eigvalsh(jax.hessian(loss)(sizes))
-        return 1.0 - loss(sizes), ratio(sizes), jax.grad(loss)(sizes), bend[0]
+        return 1.0 - loss(sizes), ratio(sizes), jax.grad(loss)(sizes), jax.hessian(loss)(sizes)
 
     values, ratios, slopes, bends = [], [], [], []
     for steps in _STEPS:
-        value, share, slope, bend = look(jnp.asarray(best_sizes(steps)))
+        # Steps of size 0 change nothing: one program looks at every number of steps.
+        sizes = np.pad(best_sizes(steps), (0, _STEPS[-1] - steps))
+        value, share, slope, bend = (np.asarray(leaf) for leaf in look(jnp.asarray(sizes)))
         values.append(float(value))
         ratios.append(float(share))
-        slopes.append(float(jnp.abs(slope).max()))
-        bends.append(float(bend))
+        slopes.append(float(np.abs(slope[:steps]).max()))
+        bends.append(float(np.linalg.eigvalsh(bend[:steps, :steps])[0]))
     names = [f"K = {steps}" for steps in _STEPS]
     cells = [
         Cell(name, values=[value], control=[references.steps_explain(steps)])
@@ -126,10 +127,13 @@ def _mean_residual(steps: int) -> float:
 
 def _solvers(config: Any, run: RunDirectory) -> dict[str, float]:
     """Return R^2 of exact least-squares fits in the context, of W and of a diagonal W, at the paper's size."""
-    x = sample_sequences(training.key_of(run, "solvers", 0), gaussian_start(), 400, config.length, config.dimension)
-    whole = float((0.5 * jnp.abs(x[:, 2:]) ** 2).sum() / len(x))
+    x = sample_sequences(training.key_of(run, "solvers", 0), gaussian_start(), 100, config.length, config.dimension)
+    whole = float((0.5 * np.abs(np.asarray(x[:, 2:])) ** 2).sum() / len(x))
     predictors = {"least squares": least_squares_predict, "diagonal least squares": diagonal_least_squares_predict}
-    return {name: 1.0 - float(next_token_loss(predict(x), x)) / whole for name, predict in predictors.items()}
+    losses = {
+        name: jax.jit(lambda x, predict=predict: next_token_loss(predict(x), x)) for name, predict in predictors.items()
+    }
+    return {name: 1.0 - float(loss(x)) / whole for name, loss in losses.items()}
 
 
 def _stacks(config: Any, run: RunDirectory) -> dict[int, Layers]:

@@ -8,7 +8,7 @@ import io
 import json
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from experiments import configuration
@@ -37,6 +38,8 @@ from jaxgen.flows import (
     quartic_loss,
     sample_correlations,
     sample_sequences,
+    sample_starts,
+    sequences_from,
 )
 from jaxgen.models import diagonal_params, gaussian_params
 from jaxgen.training import batch_sharding
@@ -74,7 +77,7 @@ class Trained(NamedTuple):
         pv: W^PV, `[seeds, rows, epochs + 1, d, 2d]`.
         losses: on the training set, `[seeds, rows, epochs + 1]`.
         ratios: mean ratio of prediction to target at the last position of the test sequences of each length, with
-            targets of 0 left out, `[seeds, lengths, rows, epochs + 1]`.
+            targets of 0 left out, `[seeds, lengths, rows, epochs + 1]`; of Gaussian tokens, no lengths elsewhere.
         test_losses: on the test set, `[seeds, rows, epochs + 1]`; NaN where it was not measured.
         seconds: what the correlations and the descents of a seed took, `[seeds]`.
     """
@@ -186,19 +189,41 @@ def correlations_of(
     config: Any, run: RunDirectory, key: PRNGKey, law: StartLaw, count: int, *, length: int, full: bool = True
 ) -> Correlations:
     """Draw a training set in single precision and return its correlations, summed in double."""
-    sharding = batch_sharding(mesh_of(run))
-    draw = partial(_draw, law=law, length=length, dimension=config.dimension)
-
-    @jax.jit
-    def correlate(key: PRNGKey) -> Correlations:
-        statistic = partial(sample_correlations, full=full)
-        return mean_over_draws(statistic, key, draw, count, block=config.block_size, sharding=sharding)
-
-    return correlate(key)
+    starts = _draw_starts(key, law, count=count, dimension=config.dimension)
+    return _correlate(
+        key, starts, length=length, block=config.block_size, full=full, sharding=batch_sharding(mesh_of(run))
+    )
 
 
-def _draw(key: PRNGKey, block: int, first: Array, *, law: StartLaw, length: int, dimension: int) -> Array:
-    return sample_sequences(key, law, block, length, dimension, first=first).astype(jnp.complex64)  # pyright: ignore[reportArgumentType]
+# The first tokens are arguments, so that one program serves all laws.
+@partial(jax.jit, static_argnames=("length", "block", "full", "sharding"))
+def _correlate(
+    key: PRNGKey,
+    starts: Float[Array, "count dim"],
+    *,
+    length: int,
+    block: int,
+    full: bool,
+    sharding: NamedSharding,
+) -> Correlations:
+    statistic = partial(sample_correlations, full=full)
+    return mean_over_draws(statistic, key, _drawing(starts, length), len(starts), block=block, sharding=sharding)
+
+
+@partial(jax.jit, static_argnames=("count", "dimension"))
+def _draw_starts(key: PRNGKey, law: StartLaw, *, count: int, dimension: int) -> Float[Array, "count dim"]:
+    """Draw first tokens in single precision."""
+    return sample_starts(key, law, count, dimension).astype(jnp.float32)
+
+
+def _drawing(starts: Float[Array, "count dim"], length: int) -> Callable[[PRNGKey, int, Array], Array]:
+    """Draw a block of the sequences with these first tokens."""
+
+    def draw(key: PRNGKey, block: int, first: Array) -> Array:
+        chosen = jax.lax.dynamic_slice_in_dim(starts, first, block)
+        return sequences_from(key, chosen, length, first=first)
+
+    return draw
 
 
 def key_of(run: RunDirectory, name: str, seed: int) -> PRNGKey:
@@ -231,8 +256,10 @@ def _train_seed(config: Any, run: RunDirectory, table: str, seed: int) -> dict[s
     kept = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), observed)
     if test is not None:
         test_losses = np.asarray(_losses_along(kept, test, runs.scales))
-    lengths = (length,) if table == "small" else config.test_lengths
-    ratios = np.stack([_ratios(config, test_key, law, kept, runs.scales, length) for length in lengths])
+    lengths = config.test_lengths if table == "gaussian" else ()
+    ratios = np.zeros((0, *losses.shape))
+    if lengths:
+        ratios = np.stack([_ratios(config, test_key, law, kept, runs.scales, length) for length in lengths])
     return {
         **{"kq": kept["kq"], "pv": kept["pv"], "losses": losses, "ratios": ratios},
         **{"test_losses": test_losses, "seconds": np.array(seconds)},
@@ -285,19 +312,23 @@ def _ratios(
     config: Any, key: PRNGKey, law: StartLaw, observed: Params, scales: np.ndarray, length: int
 ) -> Float[np.ndarray, "rows epochs"]:
     """Measure the ratio on test sequences of one length, for every row and epoch."""
-    draw = partial(_draw, law=law, length=length, dimension=config.dimension)
+    key = jax.random.fold_in(key, length)
+    starts = _draw_starts(key, law, count=config.sequences, dimension=config.dimension)
+    ratio, present = _measure_ratio(key, starts, length=length, block=config.block_size)
+    return np.asarray(_ratios_along(observed, jnp.asarray(scales), ratio, present))
 
-    @jax.jit
-    def measure(key: PRNGKey) -> tuple[Array, Array]:
-        return mean_over_draws(partial(last_ratio, full=True), key, draw, config.sequences, block=config.block_size)
 
-    @jax.jit
-    def apply(observed: Params, scales: Array, ratio: Array, present: Array) -> Array:
-        weights = lambda params: (feature_weights(params) * ratio).sum(axis=1) / present  # noqa: E731
-        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), observed)
-        return jax.vmap(jax.vmap(weights))(wide).mean(axis=-1) * scales[:, None] ** 2
+@partial(jax.jit, static_argnames=("length", "block"))
+def _measure_ratio(key: PRNGKey, starts: Array, *, length: int, block: int) -> tuple[Array, Array]:
+    statistic = partial(last_ratio, full=True)
+    return mean_over_draws(statistic, key, _drawing(starts, length), len(starts), block=block)
 
-    return np.asarray(apply(observed, jnp.asarray(scales), *measure(jax.random.fold_in(key, length))))
+
+@jax.jit
+def _ratios_along(observed: Params, scales: Array, ratio: Array, present: Array) -> Float[Array, "rows epochs"]:
+    weights = lambda params: (feature_weights(params) * ratio).sum(axis=1) / present  # noqa: E731
+    wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), observed)
+    return jax.vmap(jax.vmap(weights))(wide).mean(axis=-1) * scales[:, None] ** 2
 
 
 def _require_finite(losses: np.ndarray, runs: Runs, table: str, seed: int) -> None:

@@ -31,7 +31,9 @@ from jaxgen.flows.sequences import (
     sample_haar_sequences,
     sample_noisy_sequences,
     sample_sequences,
+    sample_starts,
     sequence_parts,
+    sequences_from,
 )
 from jaxgen.flows.start_laws import (
     ORDER,
@@ -141,9 +143,11 @@ __all__ = [
     "sample_haar_sequences",
     "sample_noisy_sequences",
     "sample_sequences",
+    "sample_starts",
     "scalars_of",
     "sector_of",
     "sequence_parts",
+    "sequences_from",
     "skewed_start",
     "spiked_start",
     "start_at",

@@ -9,6 +9,7 @@ expectation over the phases is 1 where the exponent of every lambda_c vanishes, 
 S is a moment of the first token times a weighted count of positions.
 """
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -63,40 +64,54 @@ def population_correlations(law: StartLaw, length: int, dimension: int, *, full:
             f"dimension must be at most {_LARGEST[full]}, whose {(8 if full else 1) * _LARGEST[full] ** 3} features "
             f"fit into memory, got {dimension}: rates() and limit_product() of the diagonal model know no limit"
         )
-    # In the sector a value x_i meets the key x_{i-1} and the query x_t.
-    blocks = list(itertools.product((0, 1), repeat=3)) if full else [(0, 1, 0)]
-    places = np.array(list(itertools.product(range(dimension), repeat=3)))
-    gram = _gram(law, length, places, blocks)
-    cross = _cross(law, length, places, blocks)
+    places, blocks = _places(dimension), _blocks(full)
+    gram_counts, cross_counts = _gram_counts(length, dimension, full), _cross_counts(length, dimension, full)
+    moments = law.moments(_exponents(_pairs(places), dimension)).reshape(len(places), len(places))
+    gram = moments[None, :, None, :] * jnp.asarray(gram_counts, moments.dtype)
+    moments = law.moments(_exponents(_targets(places, dimension), dimension)).reshape(dimension, len(places))
+    cross = moments[:, None, :] * jnp.asarray(cross_counts, moments.dtype)
     constant = 0.5 * (length - 2) * law.moments(2 * np.eye(dimension, dtype=int)).sum()
     return Correlations(_interleave(gram, blocks, dimension), _interleave(cross, blocks, dimension), constant)
 
 
-def _gram(law: StartLaw, length: int, places: np.ndarray, blocks: Sequence) -> Float[Array, "rows columns ..."]:
-    """Return E[S S'] as `[blocks, places, blocks, places]`."""
-    dimension = int(places.max()) + 1
-    pairs = np.concatenate([np.repeat(places, len(places), axis=0), np.tile(places, (len(places), 1))], axis=1)
-    moments = law.moments(_exponents(pairs, dimension)).reshape(len(places), len(places))
-    patterns, of_pair = np.unique(_canonical(pairs), axis=0, return_inverse=True)
-    counter = _Counter(length)
+def _blocks(full: bool) -> list[tuple[int, ...]]:
+    """List the blocks of values, keys and queries: 0 for x_i, 1 for x_{i-1}."""
+    # In the sector a value x_i meets the key x_{i-1} and the query x_t.
+    return list(itertools.product((0, 1), repeat=3)) if full else [(0, 1, 0)]
+
+
+def _places(dimension: int) -> Int[np.ndarray, "places 3"]:
+    return np.array(list(itertools.product(range(dimension), repeat=3)))
+
+
+def _pairs(places: Int[np.ndarray, "places 3"]) -> Int[np.ndarray, "pairs 6"]:
+    return np.concatenate([np.repeat(places, len(places), axis=0), np.tile(places, (len(places), 1))], axis=1)
+
+
+def _targets(places: Int[np.ndarray, "places 3"], dimension: int) -> Int[np.ndarray, "rows 4"]:
+    targets = np.repeat(np.arange(dimension), len(places))[:, None]
+    return np.concatenate([np.tile(places, (dimension, 1)), targets], axis=1)
+
+
+# The counts are the same for every law, and take most of the time.
+@functools.lru_cache(maxsize=8)
+def _gram_counts(length: int, dimension: int, full: bool) -> Float[np.ndarray, "blocks places blocks places"]:
+    """Count what survives in E[S S'], for every pair of features."""
+    places, blocks, counter = _places(dimension), _blocks(full), _Counter(length)
+    patterns, of_pair = np.unique(_canonical(_pairs(places)), axis=0, return_inverse=True)
     counts = np.array(
         [[[counter.pair(pattern, (*left, *right)) for right in blocks] for left in blocks] for pattern in patterns]
     )
-    counts = counts[of_pair.reshape(len(places), len(places))]
-    return moments[None, :, None, :] * jnp.asarray(counts.transpose(2, 0, 3, 1), moments.dtype)
+    return counts[of_pair.reshape(len(places), len(places))].transpose(2, 0, 3, 1)
 
 
-def _cross(law: StartLaw, length: int, places: np.ndarray, blocks: Sequence) -> Float[Array, "dim ..."]:
-    """Return E[S conj(x_{t+1})] as `[d, blocks, places]`."""
-    dimension = int(places.max()) + 1
-    targets = np.repeat(np.arange(dimension), len(places))[:, None]
-    pairs = np.concatenate([np.tile(places, (dimension, 1)), targets], axis=1)
-    moments = law.moments(_exponents(pairs, dimension)).reshape(dimension, len(places))
-    patterns, of_pair = np.unique(_canonical(pairs), axis=0, return_inverse=True)
-    counter = _Counter(length)
+@functools.lru_cache(maxsize=8)
+def _cross_counts(length: int, dimension: int, full: bool) -> Float[np.ndarray, "dim blocks places"]:
+    """Count what survives in E[S conj(x_{t+1})], for every feature and coordinate."""
+    places, blocks, counter = _places(dimension), _blocks(full), _Counter(length)
+    patterns, of_pair = np.unique(_canonical(_targets(places, dimension)), axis=0, return_inverse=True)
     counts = np.array([[counter.target(pattern, block) for block in blocks] for pattern in patterns])
-    counts = counts[of_pair.reshape(dimension, len(places))]
-    return moments[:, None, :] * jnp.asarray(counts.transpose(0, 2, 1), moments.dtype)
+    return counts[of_pair.reshape(dimension, len(places))].transpose(0, 2, 1)
 
 
 class _Counter:

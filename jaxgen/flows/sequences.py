@@ -17,9 +17,6 @@ def sequence_parts(
 ) -> tuple[Float[Array, "time dim"], Float[Array, "time dim"]]:
     """Draw one sequence x_t = lambda^(t-1) x_1 of real and imaginary parts, without complex numbers.
 
-    The phases are multiples of 2 pi / 2^32, and (t - 1) theta is taken modulo 2 pi in integers: at the end of a long
-    sequence it is as accurate as at its start. No moment up to the sixth order can tell the lattice from the circle.
-
     Args:
         key: consumed.
         law: of the first token.
@@ -32,11 +29,44 @@ def sequence_parts(
     check_length(length)
     check_dimension(dimension)
     start_key, phase_key = jax.random.split(key)
-    start = law.sample(start_key, dimension)
-    bits = jax.random.bits(phase_key, (dimension,), "uint32")
-    turned = jnp.arange(length, dtype="uint32")[:, None] * bits[None]  # wraps around at a whole turn
-    angle = turned.astype(start.dtype) * jnp.asarray(2.0 * jnp.pi / 2**32, start.dtype)
-    return start[None] * jnp.cos(angle), start[None] * jnp.sin(angle)
+    return _turn(phase_key, law.sample(start_key, dimension), length)
+
+
+def sample_starts(
+    key: PRNGKey, law: StartLaw, count: int, dimension: int, *, first: int | Int[ArrayLike, ""] = 0
+) -> Float[Array, "count dim"]:
+    """Draw the first tokens of `sample_sequences` alone.
+
+    Raises:
+        ValueError: `dimension` is below 1.
+    """
+    check_dimension(dimension)
+    return jax.vmap(lambda key: law.sample(jax.random.split(key)[0], dimension))(_keys(key, count, first))
+
+
+def sequences_from(
+    key: PRNGKey, starts: Float[ArrayLike, "count dim"], length: int, *, first: int | Int[ArrayLike, ""] = 0
+) -> Complex[Array, "count time dim"]:
+    """Draw the sequences of `sample_sequences` whose first tokens are given, in a program that no law is part of.
+
+    Args:
+        key: consumed.
+        starts: first tokens.
+        length: number of tokens T of each, at least 3.
+        first: number of the first sequence.
+
+    Raises:
+        ValueError: `length` is too small.
+
+    >>> from jaxgen.flows import gaussian_start
+    >>> starts = sample_starts(jax.random.key(0), gaussian_start(), 2, 3)
+    >>> x = sample_sequences(jax.random.key(0), gaussian_start(), 2, 4, 3)
+    >>> bool((sequences_from(jax.random.key(0), starts, 4) == x).all())
+    True
+    """
+    check_length(length)
+    turn = lambda key, start: _turn(jax.random.split(key)[1], start, length)  # noqa: E731
+    return jax.lax.complex(*jax.vmap(turn)(_keys(key, len(starts), first), jnp.asarray(starts)))
 
 
 def sample_sequences(
@@ -161,6 +191,20 @@ def evolve(w: Array, start: Float[Array, " dim"], length: int, key: PRNGKey, noi
         return jnp.dot(w, x, precision="highest") + jnp.asarray(noise_std, noise.dtype) * noise, x
 
     return jax.lax.scan(step, start.astype(w.dtype), jnp.arange(length))[1]
+
+
+def _turn(
+    key: PRNGKey, start: Float[Array, " dim"], length: int
+) -> tuple[Float[Array, "time dim"], Float[Array, "time dim"]]:
+    """Return real and imaginary parts of lambda^(t-1) start with random phases.
+
+    The phases are multiples of 2 pi / 2^32, and (t - 1) theta is taken modulo 2 pi in integers: at the end of a long
+    sequence it is as accurate as at its start. No moment up to the sixth order can tell the lattice from the circle.
+    """
+    bits = jax.random.bits(key, start.shape, "uint32")
+    turned = jnp.arange(length, dtype="uint32")[:, None] * bits[None]  # wraps around at a whole turn
+    angle = turned.astype(start.dtype) * jnp.asarray(2.0 * jnp.pi / 2**32, start.dtype)
+    return start[None] * jnp.cos(angle), start[None] * jnp.sin(angle)
 
 
 def _keys(key: PRNGKey, count: int, first: int | Int[ArrayLike, ""]) -> PRNGKeys:
