@@ -18,7 +18,7 @@
 # predict the next token. What it becomes is known exactly (Zheng et al. 2024): two numbers grow, $W_{32} \to aI$ and
 # $W_{12} \to bI$, everything else stays at zero, and the trained layer *is* one step of gradient descent on the
 # least-squares problem of its context. It is an optimiser that was found by an optimiser, and a weak one. Every curve
-# below is predicted before it is measured. Runs on TPU, GPU and CPU, without a complex number.
+# of training is predicted before it is measured. Runs on TPU, GPU and CPU.
 
 # %%
 # 1. Install jaxgen where it cannot be imported. A jax that is there already stays if jaxgen supports it.

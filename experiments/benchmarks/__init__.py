@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from experiments.benchmarks.claims import CLAIMS
 from experiments.run_directory import RunDirectory
 
-__all__ = ["CLAIMS", "PARTS", "PRESETS", "PRESET_NOTES", "Config", "SamplerSizes", "check", "run"]
+__all__ = ["CLAIMS", "PARTS", "PRESETS", "PRESET_NOTES", "Config", "FlowSizes", "SamplerSizes", "check", "run"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,30 @@ class SamplerSizes:
 
 
 @dataclasses.dataclass(frozen=True)
+class FlowSizes:
+    """Sizes of the sweeps that train a linear attention layer."""
+
+    sequences: int = 10_000
+    """Sequences of the training set."""
+    timed_sequences: int = 2_500
+    """Sequences that what takes time in proportion is timed on, a multiple of `block`."""
+    check: bool = True
+    """Whether both sides are timed once on all sequences as well."""
+    length: int = 100
+    """Tokens of a sequence."""
+    dimension: int = 5
+    """Coordinates of a token."""
+    epochs: int = 200
+    """Epochs of a sweep; of the peer two are timed."""
+    block: int = 100
+    """Sequences whose features jaxgen holds at once."""
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of threads that torch is timed with; the fastest counts."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure speed and memory against diffusers, k-diffusion and hackable_diffusion; a ratio above 1: jaxgen wins."""
+    """Measure jaxgen against diffusers, k-diffusion, hackable_diffusion and MesaOpt-AR-Transformer, as ratios."""
 
     repetitions: int = 12
     """Ratios measured of each comparison, at least 8: the units of its test."""
@@ -46,19 +68,23 @@ class Config:
     seconds: float = 1.0
     """Time that one ratio is measured for, in seconds."""
     samplers: SamplerSizes = SamplerSizes()
+    flows: FlowSizes = FlowSizes()
 
 
 PRESETS: Mapping[str, Config] = {
-    "ci": Config(repetitions=8, isolated=False, seconds=0.1),
+    "ci": Config(repetitions=8, isolated=False, seconds=0.1, flows=FlowSizes(timed_sequences=400, check=False)),
     "default": Config(),
     "gpu": Config(repetitions=8),
 }
 PRESET_NOTES = {
-    "ci": "half a minute on 2 CPU cores, at the sizes of default: fewer and shorter repetitions, in one process",
-    "default": "four minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
-    "gpu": "four minutes on one GPU: the same comparisons there",
+    "ci": "a minute on 2 CPU cores: samplers at the sizes of default, fewer and shorter repetitions, in one process",
+    "default": "nine minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
+    "gpu": "four minutes on one GPU: the comparisons of the samplers there",
 }
-PARTS = {"samplers": "sampling loops: time a step, memory, compilations"}
+PARTS = {
+    "samplers": "sampling loops: time a step, memory, compilations",
+    "flows": "training a linear attention layer from several starts: time of the sweep",
+}
 
 
 def check(config: Config, run: RunDirectory) -> None:
@@ -72,11 +98,24 @@ def check(config: Config, run: RunDirectory) -> None:
         option = f"--samplers.{name.replace('_', '-')}"
         if not sizes or not least <= min(sizes) <= max(sizes) <= 100_000:
             raise ValueError(f"{option} must lie between {least} and 100000, got {value}")
+    _check_flows(config.flows)
     if run.preset == "gpu":
         import jax
 
         if (found := jax.devices()[0].platform) != "gpu":
             raise ValueError(f"the preset gpu measures a GPU, and jax sees a {found} here; use --preset default")
+
+
+def _check_flows(sizes: FlowSizes) -> None:
+    # Of 8 d^3 features every pair has a correlation, which must fit into memory.
+    least, most = {"length": 3}, {"dimension": 6, "threads": 1024}
+    for name, value in dataclasses.asdict(sizes).items():
+        found, option = value if isinstance(value, tuple) else (value,), f"--flows.{name.replace('_', '-')}"
+        low, high = least.get(name, 1), most.get(name, 100_000)
+        if name != "check" and not (found and low <= min(found) <= max(found) <= high):
+            raise ValueError(f"{option} must lie between {low} and {high}, got {value}")
+        if name.endswith("sequences") and found[0] % sizes.block:
+            raise ValueError(f"{option} must be a multiple of --flows.block, which is {sizes.block}, got {value}")
 
 
 def run(config: Config, run: RunDirectory) -> None:

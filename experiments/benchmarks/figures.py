@@ -57,3 +57,30 @@ def memory(run: RunDirectory, steps: Sequence[int], found: Mapping[str, Sequence
         f"Arguments, results and temporary buffers of DDIM on {batch_size} samples of 64 numbers, as XLA plans them. "
         "hackable_diffusion returns its trajectory by default.",
     )
+
+
+def sweeps(run: RunDirectory, ratios: Mapping[int, np.ndarray], targets: Mapping[int, float], sequences: int) -> None:
+    """Draw the ratio of each number of starts, mean and every repetition, over what the claims ask for."""
+    with plots.style():
+        figure = Figure(figsize=(4.5, 3.2))
+        axes = figure.subplots()
+        for place, (count, values) in enumerate(ratios.items()):
+            spread = place + np.linspace(-0.1, 0.1, len(values))
+            axes.plot(spread, values, ".", color="black", markersize=3, label="repetition")
+            axes.plot(place, values.mean(), "o", color=plots.PALETTE[0], markersize=7, label="mean")
+            axes.annotate(f"{values.mean():.4g}", (place, values.mean()), (16, -3), textcoords="offset points")
+            ends = [place - 0.35, place + 0.35]
+            axes.plot(ends, [targets[count]] * 2, color=plots.PALETTE[1], label="target, at least")
+            axes.annotate(f"{targets[count]:g}", (place, targets[count]), (0, -11), textcoords="offset points")
+        axes.set(yscale="log", xticks=range(len(ratios)), xlim=(-0.6, len(ratios) - 0.4))
+        axes.set_xticklabels([f"{count} starts" for count in ratios])
+        axes.set_ylabel("time of the peer / time of jaxgen")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.legend(*(entries[:3] for entries in axes.get_legend_handles_labels()), loc="upper left")
+        axes.set_ylim(0.5 * min(targets.values()), 3 * max(values.max() for values in ratios.values()))
+    run.figure(
+        "flow_ratios",
+        figure,
+        f"Training a linear attention layer on {sequences:,} sequences from several starts: time of the official "
+        "code's loop, restated, over that of jaxgen.",
+    )

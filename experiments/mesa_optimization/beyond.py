@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from experiments.claims import Cell
 from experiments.devices import mesh_of
-from experiments.mesa_optimization import figures, training
+from experiments.mesa_optimization import figures_beyond, training
 from experiments.mesa_optimization.capability import train_sector
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import (
@@ -67,9 +67,10 @@ def measure(config: Any, run: RunDirectory) -> None:
                 found[name][seed] = _compare(train, fresh)
             progress.update(number)
     cells = [Cell(name, values=found[name][:, 0] / found[name][:, 1]) for name in _NEW]
-    run.record("B18", cells, seconds=time.perf_counter() - began)
+    scale = training.scale_of(config, config.law_sequences)
+    run.record("B18", cells, seconds=time.perf_counter() - began, scale=scale)
     run.arrays(process_names=list(PROCESSES), process_measured=np.stack(list(found.values())))
-    figures.processes(run, found)
+    figures_beyond.processes(run, found)
 
 
 def _correlations(config: Any, run: RunDirectory, process: Process, key: PRNGKey) -> Correlations:

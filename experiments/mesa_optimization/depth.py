@@ -12,7 +12,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from experiments.claims import Cell
-from experiments.mesa_optimization import figures, references, training
+from experiments.mesa_optimization import figures_beyond, references, training
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import gaussian_start, sample_sequences
 from jaxgen.models import (
@@ -53,8 +53,9 @@ def measure(config: Any, run: RunDirectory) -> None:
         depth_explained=explained,
         depth_layers=list(layers),
         depth_typical=np.stack([of.typical for of in layers.values()]),
+        depth_layers_explained=np.stack([of.explained for of in layers.values()]),
     )
-    figures.depth(run, _STEPS, explained, layers, solvers)
+    figures_beyond.depth(run, _STEPS, explained, layers, solvers)
 
 
 def best_sizes(steps: int) -> Float[np.ndarray, " steps"]:
@@ -70,11 +71,11 @@ def _best_steps(run: RunDirectory) -> Float[np.ndarray, " steps"]:
     weights = jnp.asarray(weights / weights.sum())
     x = jnp.asarray(nodes)[:, None, None] * jnp.ones((1, 3, 1)) + 0j  # lambda = 1: with d = 1 no phase matters
 
-    def loss(sizes: Float[Array, " steps"]) -> Scalar:
+    def loss(sizes: Float[Array, " steps"]) -> Array:
         missed = jnp.abs(gradient_steps_predict(x, sizes)[:, 0, 0] - x[:, 2, 0]) ** 2
         return (weights * missed).sum() / (weights * jnp.abs(x[:, 2, 0]) ** 2).sum()
 
-    def ratio(sizes: Float[Array, " steps"]) -> Scalar:
+    def ratio(sizes: Float[Array, " steps"]) -> Array:
         return (weights * (gradient_steps_predict(x, sizes)[:, 0, 0] / x[:, 2, 0]).real).sum()
 
     @jax.jit

@@ -13,7 +13,6 @@ from experiments.mesa_optimization import references
 from experiments.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from experiments.mesa_optimization.depth import Layers
     from experiments.mesa_optimization.training import Trained
 
 _COLOURS = plots.PALETTE
@@ -29,12 +28,13 @@ def collapse(run: RunDirectory, times: np.ndarray, curves: Mapping[str, tuple[np
             for j, (product, start) in enumerate(zip(products, starts, strict=True)):
                 axes.plot(times, _universal(start, times), color=_PALE, linewidth=3.0, alpha=0.35, zorder=1)
                 label = name if j == 0 else None
-                axes.plot(times[::4], product[::4], ".", markersize=4, color=_COLOURS[i], label=label, zorder=2)
-        axes.set(xlabel=r"$c_2 \tau$", ylabel=r"$ab\,/\,u^*$", yscale="symlog", title="one equation for all settings")
-        axes.set_yscale("log")
+                colour, marker = _COLOURS[i % len(_COLOURS)], "." if i < len(_COLOURS) else "x"
+                points = axes.plot(times[::4], product[::4], marker, color=colour, markersize=4, label=label)
+                points[0].set_zorder(2)
+        axes.set(xlabel=r"$c_2 \tau$", ylabel=r"$ab\,/\,u^*$", yscale="log", title="one equation for all settings")
         axes.legend(ncols=2, fontsize="small")
     caption = (
-        "exact flows of all parameters at every scale, length and start (points) on the two-parameter family of curves "
+        "exact flows of W32 and W12, first coordinate, at every scale, size and start (points) on the family of curves "
         "of da/ds = b (1 - ab), db/ds = a (1 - ab), in closed form (grey), where s = c2 tau"
     )
     run.figure("collapse", figure, caption)
@@ -72,7 +72,8 @@ def sampled(config: Any, run: RunDirectory, trained: Mapping[str, "Trained"]) ->
 
 def _dynamics(config: Any, run: RunDirectory, of: "Trained", table: str) -> None:
     from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.training import start_name
+    from experiments.mesa_optimization.tables import start_name, step_of
+    from jaxgen.flows import flow_product
 
     law = references.LAWS["Gaussian" if table == "gaussian" else "one-hot"]
     symbol = r"\sigma" if table == "gaussian" else "c"
@@ -84,6 +85,9 @@ def _dynamics(config: Any, run: RunDirectory, of: "Trained", table: str) -> None
                 products = of.products(f"scale {scale:g}, {start_name(start)}").mean(axis=-1)
                 _band(axes, products, colour, start_name(start))
                 axes.plot(exact_curve(config, table, start, scale), "--", color="black", linewidth=0.8)
+                time = step_of(config, table, scale) * np.arange(config.epochs + 1)
+                flow = flow_product(*start, *law.rates(config.dimension, config.length, scale), time)
+                axes.plot(np.asarray(flow), ":", color="black", linewidth=0.8)
             limit = law.limit(config.dimension, config.length, scale)
             axes.axhline(limit, color=_PALE, linewidth=0.8)
             if table == "gaussian":
@@ -91,8 +95,13 @@ def _dynamics(config: Any, run: RunDirectory, of: "Trained", table: str) -> None
             axes.set(title=rf"${symbol} = {scale:g}$", xlabel="epoch", ylim=(0.0, 2.2 * limit))
         figure.axes[0].set_ylabel("mean of ab over coordinates")
         figure.axes[0].legend(title="start", fontsize="small")
-    drawn = "mean over seeds, with a band of one standard deviation; dashed: exact gradient descent on the population"
-    limits = "grey: the limit of the theorem" + ("; dotted: 1 / (5 sigma^2)" if table == "gaussian" else ", 1 / c^2")
+    drawn = (
+        "mean over seeds, with a band of one standard deviation; dashed: exact gradient descent on the population; "
+        "dotted: the flow in closed form"
+    )
+    limits = "grey: the limit of the theorem" + (
+        ", and 1 / (5 sigma^2), dotted" if table == "gaussian" else ", 1 / c^2"
+    )
     run.figure(
         f"{table}_dynamics", figure, f"{'Gaussian' if table == 'gaussian' else 'sparse'} tokens: {drawn}; {limits}"
     )
@@ -100,9 +109,9 @@ def _dynamics(config: Any, run: RunDirectory, of: "Trained", table: str) -> None
 
 def _ratios(config: Any, run: RunDirectory, of: "Trained") -> None:
     from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.training import start_name
+    from experiments.mesa_optimization.tables import start_name
 
-    number = config.test_lengths.index(config.length) if config.length in config.test_lengths else 0
+    number = config.test_lengths.index(config.length)
     limit = references.LAWS["Gaussian"].limit(config.dimension, config.length)
     with plots.style():
         figure = Figure(figsize=(9.0, 3.2))
@@ -117,7 +126,8 @@ def _ratios(config: Any, run: RunDirectory, of: "Trained") -> None:
         figure.axes[0].set_ylabel("prediction / target")
         figure.axes[0].legend(title="start", fontsize="small")
     caption = (
-        "Gaussian tokens: mean ratio of prediction to target at the last position of test sequences; dashed: exact; "
+        f"Gaussian tokens: mean ratio of prediction to target at the end of test sequences of {config.length} tokens, "
+        "in which targets below a tenth of sigma count as 0; dashed: exact gradient descent; "
         "grey: its limit at this T; dotted: 0.2, the limit as T grows"
     )
     run.figure("gaussian_ratio", figure, caption)
@@ -125,7 +135,7 @@ def _ratios(config: Any, run: RunDirectory, of: "Trained") -> None:
 
 def _sparse_loss(config: Any, run: RunDirectory, of: "Trained") -> None:
     from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.training import start_name
+    from experiments.mesa_optimization.tables import start_name
 
     zero = 0.5 * (config.length - 2)
     with plots.style():
@@ -150,7 +160,7 @@ def _sparse_loss(config: Any, run: RunDirectory, of: "Trained") -> None:
 
 def _small(config: Any, run: RunDirectory, of: "Trained") -> None:
     from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.training import start_name
+    from experiments.mesa_optimization.tables import start_name
 
     with plots.style():
         figure = Figure(figsize=(5.0, 3.2))
@@ -200,173 +210,3 @@ def _blocks(run: RunDirectory, figure_name: str, of: "Trained", names: Sequence[
         if shown is not None:
             figure.colorbar(shown, ax=grid, shrink=0.7)
     run.figure(figure_name, figure, caption)
-
-
-def open_case(
-    run: RunDirectory,
-    dimensions: Sequence[int],
-    lengths: Sequence[int],
-    scalars: Float[np.ndarray, "dims lengths 4"],
-    dense: Float[np.ndarray, "dims lengths"],
-    masked: Float[np.ndarray, "dims lengths"],
-) -> None:
-    """Draw the dense limit on tokens of ones, and what it gains over the masked one."""
-    with plots.style():
-        figure = Figure(figsize=(9.0, 3.2))
-        shape, gain = figure.subplots(1, 2)
-        for colour, d, (a, alpha, b, beta) in zip(_COLOURS, dimensions, scalars.transpose(0, 2, 1), strict=False):
-            shape.semilogx(lengths, alpha / a, "o-", color=colour, markersize=3, label=rf"d = {d}: $\alpha / a$")
-            shape.semilogx(lengths, beta / b, "s--", color=colour, markersize=3, label=rf"d = {d}: $\beta / b$")
-        for colour, d, with_all, with_mask in zip(_COLOURS, dimensions, dense, masked, strict=False):
-            gain.loglog(lengths, 1.0 - with_all, "o-", color=colour, markersize=3, label=f"d = {d}: dense")
-            gain.loglog(lengths, 1.0 - with_mask, "s--", color=colour, markersize=3, label=f"d = {d}: masked")
-        shape.set(xlabel="T", ylabel="off-diagonal over diagonal", title="what the paper leaves open")
-        gain.set(xlabel="T", ylabel=r"$L^* / L(0)$", title="what it gains")
-        for axes in (shape, gain):
-            axes.legend(fontsize="x-small", ncols=2)
-    caption = (
-        "tokens of ones: the exact limit W32 = a I + alpha (J - I), W12 = b I + beta (J - I) from (.1, .1). Its "
-        "negative entries whiten across coordinates, most in short sequences, and leave less of the loss than a "
-        "diagonal layer does"
-    )
-    run.figure("open_case", figure, caption)
-
-
-def capability(
-    run: RunDirectory, at_length: Mapping[str, float], limits: Mapping[str, float], sampled: Mapping[str, np.ndarray]
-) -> None:
-    """Draw R^2 of eight laws: sampled, exact, and for long sequences."""
-    names = sorted(limits, key=lambda name: limits[name])
-    rows = np.arange(len(names))
-    with plots.style():
-        figure = Figure(figsize=(6.5, 3.4))
-        axes = figure.subplots()
-        axes.barh(rows, [limits[name] for name in names], color="0.85", label=r"$\kappa_1^2 / (\kappa_2 m_2)$, T grows")
-        axes.plot([at_length[name] for name in names], rows, "|", color="black", markersize=14, label="exact, T = 100")
-        for row, name in enumerate(names):
-            values = sampled[name]
-            axes.plot(
-                values,
-                np.full(len(values), row),
-                ".",
-                color=_COLOURS[0],
-                markersize=4,
-                label="sampled" if row == 0 else None,
-            )
-        axes.set_yticks(rows, names)
-        axes.set(xlabel=r"$R^2$ of the trained layer", xlim=(0.0, 1.05))
-        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    caption = (
-        "what a trained layer explains, law by law: only tokens whose coordinates are 0 or of one size are recovered, "
-        "and among these only one-hot ones at finite T; points are training sets, measured on the population"
-    )
-    run.figure("capability", figure, caption)
-
-
-def skewness(
-    run: RunDirectory, skews: Sequence[float], lengths: Sequence[int], shares: Float[np.ndarray, "skews lengths 2"]
-) -> None:
-    """Draw how dense the limit is for skewed tokens."""
-    with plots.style():
-        figure = Figure(figsize=(8.0, 3.2))
-        for axes, name, k in zip(figure.subplots(1, 2, sharey=True), ("W32", "W12"), (0, 1), strict=True):
-            for colour, length, column in zip(_COLOURS, lengths, shares[:, :, k].T, strict=False):
-                axes.plot(skews, column, "o-", color=colour, markersize=3, label=f"T = {length}")
-            axes.set(xlabel=r"third moment $\mu_3$, variance 1", title=name)
-        figure.axes[0].set_ylabel("|off-diagonal| / diagonal")
-        figure.axes[0].legend(fontsize="small")
-    caption = (
-        "the theorem's scope: exact limits of two-atom tokens of mean 0 and variance 1, d = 5. Any skewness makes W32 "
-        "and W12 dense, most in short sequences"
-    )
-    run.figure("skewness", figure, caption)
-
-
-def scatter(run: RunDirectory, products: np.ndarray) -> None:
-    """Draw the mean products of many training sets over the predicted law."""
-    mean, std = references.SCATTER_MEAN, references.SCATTER_STD
-    x = np.linspace(mean - 4 * std, mean + 4 * std, 200)
-    with plots.style():
-        figure = Figure(figsize=(5.0, 3.0))
-        axes = figure.subplots()
-        axes.hist(products, bins=24, density=True, color=_COLOURS[0], alpha=0.4, label="training sets")
-        axes.plot(
-            x, np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi)), color=_COLOURS[1], label="predicted"
-        )
-        axes.axvline(references.LAWS["Gaussian"].limit(3, 12), color=_PALE, linewidth=0.8)
-        axes.set(xlabel="mean of ab", ylabel="density", title="d = 3, T = 12, 2,000 sequences each")
-        axes.legend()
-    run.figure("scatter", figure, "scatter over training sets; the grey line is the limit of infinitely many sequences")
-
-
-def processes(run: RunDirectory, found: Mapping[str, Float[np.ndarray, "seeds 4"]]) -> None:
-    """Draw products and R^2 of processes that the theory does not cover."""
-    rows = np.arange(len(found))
-    with plots.style():
-        figure = Figure(figsize=(9.0, 3.2))
-        product, explained = figure.subplots(1, 2, sharey=True)
-        for row, of in zip(rows, found.values(), strict=True):
-            label = ("trained", "formula with the moments of the process") if row == 0 else (None, None)
-            product.errorbar(
-                of[:, 0].mean(), row, xerr=of[:, 0].std(), fmt="o", color=_COLOURS[0], markersize=4, label=label[0]
-            )
-            product.plot(of[:, 1].mean(), row, "|", color="black", markersize=14, label=label[1])
-            explained.errorbar(of[:, 3].mean(), row, xerr=of[:, 3].std(), fmt="o", color=_COLOURS[2], markersize=4)
-            share = f"off the diagonal: {of[:, 2].mean():.1%}"
-            explained.annotate(
-                share,
-                (of[:, 3].mean(), row),
-                xytext=(0, 6),
-                textcoords="offset points",
-                ha="center",
-                fontsize="x-small",
-            )
-        product.set_yticks(rows, list(found))
-        product.set(xlabel="mean diagonal product ab", ylim=(-0.6, len(found) - 0.2))
-        explained.set(xlabel=r"$R^2$ on fresh sequences")
-        figure.legend(*product.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    caption = (
-        "Gaussian first tokens, W32 and W12 trained: the product stays that of the formula; bars are standard "
-        "deviations over training sets, shares are of the norm of W32"
-    )
-    run.figure("processes", figure, caption)
-
-
-def depth(
-    run: RunDirectory,
-    steps: Sequence[int],
-    explained: Float[np.ndarray, " steps"],
-    layers: Mapping[int, "Layers"],
-    solvers: Mapping[str, float],
-) -> None:
-    """Draw what more steps and more layers explain of Gaussian sequences."""
-    with plots.style():
-        figure = Figure(figsize=(9.0, 3.4))
-        exact, trained = figure.subplots(1, 2)
-        fine = np.arange(1, 201)
-        exact.semilogx(fine, [references.steps_explain(k) for k in fine], color=_COLOURS[0], label=r"$R^2$: law")
-        exact.plot(steps, explained, "o", color=_COLOURS[0], markersize=4, label=r"$R^2$: measured")
-        exact.semilogx(
-            fine, [references.steps_ratio(k) for k in fine], color=_COLOURS[1], label="prediction / target: law"
-        )
-        exact.axhline(0.9, color=_PALE, linewidth=0.8)
-        for (name, value), style in zip(solvers.items(), (":", "-."), strict=True):
-            exact.axhline(value, color="black", linewidth=0.8, linestyle=style, label=f"$R^2$: {name}")
-        exact.set(xlabel="gradient steps K, each of its best size", ylim=(0.0, 1.05), title="long sequences")
-        exact.legend(fontsize="x-small", loc="lower right")
-        for number, of in layers.items():
-            trained.plot(np.full(len(of.typical), number), of.typical, "o", color=_COLOURS[2], markersize=4)
-        trained.plot(
-            list(layers),
-            [np.mean(of.typical) for of in layers.values()],
-            color=_COLOURS[2],
-            label="stacks, a point a seed",
-        )
-        trained.set(xlabel="layers", ylabel="share explained, median sequence", title="trained stacks, d = 2, T = 10")
-        trained.set_xticks(list(layers))
-        trained.legend(fontsize="small")
-    caption = (
-        "depth against the failure on Gaussian tokens. Left: the best that K gradient steps in the context can do, and "
-        "exact least squares at d = 5, T = 100. Right: stacked layers, trained as a whole"
-    )
-    run.figure("depth", figure, caption)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.claims import Cell
-from experiments.mesa_optimization import figures, references
-from experiments.mesa_optimization.exact import follow, stacked_starts
+from experiments.mesa_optimization import figures_beyond, references
+from experiments.mesa_optimization.population import diagonal_products, follow_to_minimum, stacked_starts
 from experiments.run_directory import RunDirectory
-from jaxgen.flows import Ones, population_correlations, require_finished
+from jaxgen.flows import Flow, Ones, population_correlations
 from jaxgen.typing import Params
 
 _DIMENSIONS, _LENGTHS = (2, 3, 5), (5, 10, 20, 50, 100, 200)
@@ -30,7 +30,7 @@ def _masked(run: RunDirectory) -> None:
     began, cells = time.perf_counter(), []
     for (d, length), (product, loss) in references.MASKED_LIMITS.items():
         flow = _limit(d, length, masked=True)
-        found = np.asarray(jnp.diagonal(flow.params["kq"][0]) * jnp.diagonal(flow.params["pv"][0]))
+        found = diagonal_products(flow.params)[0]
         cells.append(Cell(f"d = {d}, T = {length}: ab", values=found, control=[product] * d, rtol=1e-8))
         cells.append(Cell(f"d = {d}, T = {length}: loss", values=np.asarray(flow.loss), control=[loss], rtol=2e-8))
     run.record("B11", cells, seconds=time.perf_counter() - began)
@@ -67,15 +67,15 @@ def _map(run: RunDirectory) -> None:
         [[references.LAWS["Rademacher"].explained(d, length) for length in _LENGTHS] for d in _DIMENSIONS]
     )
     run.arrays(open_lengths=_LENGTHS, open_dimensions=_DIMENSIONS, open_scalars=scalars, open_losses=losses)
-    figures.open_case(run, _DIMENSIONS, _LENGTHS, scalars, 1.0 - losses / zero, masked)
+    figures_beyond.open_case(run, _DIMENSIONS, _LENGTHS, scalars, 1.0 - losses / zero, masked)
 
 
-def _limit(d: int, length: int, *, start: tuple[float, float] = (0.1, 0.1), masked: bool = False, full: bool = False):
+def _limit(
+    d: int, length: int, *, start: tuple[float, float] = references.STARTS[0], masked: bool = False, full: bool = False
+) -> Flow:
     correlations = population_correlations(Ones(), length, d, full=full)
-    eye = jnp.eye(d)
-    mask = {"kq": eye, "pv": eye} if masked else None
-    starts = stacked_starts([start], d, full=full)
-    return require_finished(follow(correlations, starts, float(length - 2), mask, end=1e4))
+    mask = dict.fromkeys(("kq", "pv"), jnp.eye(d)) if masked else None
+    return follow_to_minimum(correlations, stacked_starts([start], d, full=full), float(length - 2), mask, end=1e4)
 
 
 def _scalars(params: Params) -> list[float]:

@@ -1,7 +1,4 @@
-"""Numbers of the paper and of derivations that use none of jaxgen's code: closed forms in plain Python, and tables.
-
-The tables were derived with LSODA at a relative tolerance of 1e-12, from the gradients that the paper prints.
-"""
+"""Numbers of the paper and of derivations that use none of jaxgen's code: closed forms in plain Python, and tables."""
 
 import math
 from collections.abc import Mapping
@@ -9,6 +6,8 @@ from typing import NamedTuple
 
 DIMENSION, LENGTH, SMALL_LENGTH = 5, 100, 5
 """The paper's d and T, and the T of its small context."""
+EPOCHS = 200
+"""The paper's number of epochs."""
 STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
 """The paper's (a0, b0)."""
 SCALES = (0.5, 1.0, 2.0)
@@ -17,9 +16,10 @@ GAUSSIAN_STEPS = (1e-3, 1e-4, 2e-6)
 SPARSE_STEPS = (3e-2, 1e-3, 1e-4)
 """The paper's step sizes for these, read from the plotting script of its code."""
 ONES_STEP = 5e-4
-SMALL_STEP = 3e-3
+SMALL_STEP = 2e-3
 GAUSSIAN_START_STEPS = {"gaussian": 5e-4, "sparse": 2e-2}
-"""Ours where the paper does not say: small contexts, and Gaussian initial values, which need c2 tau of 7 to grow."""
+"""Ours where the paper does not say. Small contexts: with 3e-3 a training set in many makes (2, 2) diverge. Gaussian
+initial values need c2 tau of 7 to grow."""
 INITIAL_STDS = (0.001, 0.01, 0.1)
 """The paper's standard deviations of Gaussian initial values."""
 REPORTED_RATIO = 0.2
@@ -33,7 +33,6 @@ class Law(NamedTuple):
     second: float
     fourth: float
     sixth: float
-    present: float = 1.0
     alone: bool = False
 
     def rates(self, dimension: int, length: int, scale: float = 1.0) -> tuple[float, float]:
@@ -64,22 +63,20 @@ LAWS: Mapping[str, Law] = {
     "Rademacher": Law(1.0, 1.0, 1.0),
     "uniform": Law(1 / 3, 1 / 5, 1 / 7),
     "Laplace": Law(2.0, 24.0, 720.0),
-    "signed Poisson": Law(2.0, 15.0, 203.0, present=1.0 - math.exp(-1.0)),
+    "signed Poisson": Law(2.0, 15.0, 203.0),
     "signed Gamma": Law(6.0, 120.0, 5040.0),
-    "spiked": Law(0.2, 0.2, 0.2, present=0.2),
+    "spiked": Law(0.2, 0.2, 0.2),
     "one-hot": Law(1.0, 1.0, 1.0, alone=True),
 }
 """Eight laws: N(0, 1), +-1, U(-1, 1), Laplace of scale 1, Poisson(1) and Gamma(2) with random signs, +-1 with
 probability .2 and else 0, and the paper's sparse law with c = 1."""
 OUTSIDE = ("Gaussian", "signed Poisson", "signed Gamma")
 """Laws that the paper names as failing assumption 4.2."""
-NEVER_EXACT = ("Gaussian", "uniform", "Laplace", "signed Poisson", "signed Gamma")
-
 SKEWED_GRADIENTS = {"W32 diagonal": -3.144, "W32 off": 0.1, "W12 diagonal": -4.716, "W12 off": 0.15}
 """Of tokens 2 with probability 1/3, else -1, at d = 3, T = 6, a = .3, b = .2."""
 SKEWED_LIMIT = (0.343817622022, -0.021071657271, 0.345820957753, -0.009930777314)
 SKEWED_LOSS, SKEWED_LOSS_OF_THEOREM = 9.6495297297, 9.7402597403
-"""(a, alpha, b, beta) and loss that the flow from (.1, .1) ends in at d = T = 5, and the loss of the theorem's form."""
+"""By LSODA: (a, alpha, b, beta) and loss in which the flow from (.1, .1) ends at d = T = 5; the theorem's loss."""
 
 ONES_LIMITS: Mapping[tuple[int, int], tuple[float, ...]] = {
     (2, 5): (0.905817164536, -0.088908041640, 0.857319964226, -0.305633529537, 0.8100160876898),
@@ -88,8 +85,9 @@ ONES_LIMITS: Mapping[tuple[int, int], tuple[float, ...]] = {
     (3, 100): (0.957776013036, -0.046466355525, 0.958443742237, -0.038979023238, 12.7481393421562),
     (5, 100): (0.922377848024, -0.048500470995, 0.925468655204, -0.030404956450, 38.1795787402559),
 }
-"""(a, alpha, b, beta, loss) from (.1, .1) on tokens of ones, by (d, T): W32 = a I + alpha (J - I), W12 likewise. The
-loss at (3, 100) is a sum over the 400th roots of unity at these parameters."""
+"""(a, alpha, b, beta, loss) from (.1, .1) on tokens of ones, by (d, T): W32 = a I + alpha (J - I), W12 likewise. By
+LSODA at a relative tolerance of 1e-12 from the gradients; the loss at (3, 100), which was misprinted, anew from a sum
+over the 400th roots of unity at these parameters."""
 ONES_LIMIT_FAR = (0.561758707920, -0.029538395765, 1.519570190128, -0.049923317439)
 """The same from (.5, 1.5) at d = 5, T = 100."""
 MASKED_LIMITS: Mapping[tuple[int, int], tuple[float, float]] = {
@@ -105,7 +103,10 @@ DENSE_LOSS, DENSE_PRODUCT = 103.94975993369235, 0.19190508852558866
 
 SCATTER_DIMENSION, SCATTER_LENGTH, SCATTER_SEQUENCES = 3, 12, 2000
 SCATTER_MEAN, SCATTER_STD = 0.1823, 0.0079
-"""Mean and standard deviation over training sets of the mean product at these sizes, by the delta method."""
+"""Mean and standard deviation over training sets of the mean product, by the delta method and Monte Carlo."""
+MARGIN_OF_EIGHT, MARGIN_OF_EIGHT_SMALL = 0.022, 0.021
+"""Bias of .4 % by 10,000 sequences and three standard errors of eight training sets, whose mean products scatter by
+1.7 % at d = 5, T = 100 and by 1.6 % at d = T = 5 (delta method and Monte Carlo)."""
 LARGEST_OFF_DIAGONAL = (1e-3, 1e-2)
 """Between these lies the largest entry off the diagonals for 10,000 Gaussian sequences."""
 

@@ -7,9 +7,11 @@ gradient descent is exact and does not look at a sequence. Whole parameter traje
 import io
 import json
 import time
+import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,49 +25,29 @@ from experiments import configuration
 from experiments.devices import check_divides, mesh_of
 from experiments.files import write_whole
 from experiments.mesa_optimization import references
+from experiments.mesa_optimization.tables import TABLES, Runs, law_of, runs_of, seeds_of
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import (
     Correlations,
-    Ones,
+    Descent,
     StartLaw,
     feature_weights,
-    gaussian_start,
     gradient_descent,
     last_ratio,
     mean_over_draws,
     one_hot_correlations,
-    one_hot_start,
     quartic_loss,
+    require_finite,
     sample_correlations,
     sample_sequences,
     sample_starts,
     sequences_from,
 )
-from jaxgen.models import diagonal_params, gaussian_params
 from jaxgen.training import batch_sharding
 from jaxgen.typing import Params, PRNGKey, Scalar
 
 _TRAINED_BY = ("dimension", "length", "small_length", "sequences", "epochs", "seeds", "block_size", "test_lengths")
-TABLES = ("gaussian", "sparse", "ones", "small")
-MASKED = "masked"
-
-
-class Runs(NamedTuple):
-    """What is trained on one training set, one descent a row.
-
-    Attributes:
-        names: of the rows.
-        starts: initial parameters of the rows, `[rows, ...]`.
-        scales: what every token is multiplied by, `[rows]`.
-        step_sizes: `[rows]`.
-        masks: ones, or zeros where the gradient is masked, `[rows, ...]`.
-    """
-
-    names: tuple[str, ...]
-    starts: Params
-    scales: Float[np.ndarray, " rows"]
-    step_sizes: Float[np.ndarray, " rows"]
-    masks: Params
+RATIO_FLOOR = 0.1  # of the scale of a token: smaller targets count as 0, .03 % of the mean of a Gaussian
 
 
 class Trained(NamedTuple):
@@ -76,8 +58,9 @@ class Trained(NamedTuple):
         kq: W^KQ at the epochs 0 ... epochs, `[seeds, rows, epochs + 1, 2d, 2d]`.
         pv: W^PV, `[seeds, rows, epochs + 1, d, 2d]`.
         losses: on the training set, `[seeds, rows, epochs + 1]`.
-        ratios: mean ratio of prediction to target at the last position of the test sequences of each length, with
-            targets of 0 left out, `[seeds, lengths, rows, epochs + 1]`; of Gaussian tokens, no lengths elsewhere.
+        ratios: mean ratio of prediction to target at the last position of the test sequences of each length, in
+            which targets below `RATIO_FLOOR` count as 0, `[seeds, lengths, rows, epochs + 1]`; of Gaussian tokens, no
+            lengths elsewhere.
         test_losses: on the test set, `[seeds, rows, epochs + 1]`; NaN where it was not measured.
         seconds: what the correlations and the descents of a seed took, `[seeds]`.
     """
@@ -104,14 +87,11 @@ class Trained(NamedTuple):
         return np.prod([np.diagonal(block, axis1=-2, axis2=-1) for block in self.sector(name)], axis=0)
 
 
-def start_name(start: tuple[float, float]) -> str:
-    """Name a diagonal start."""
-    return f"({start[0]:g}, {start[1]:g})"
-
-
-def law_of(table: str) -> StartLaw:
-    """Return the law of the first token at scale 1."""
-    return {"gaussian": gaussian_start(), "small": gaussian_start(), "sparse": one_hot_start(), "ones": Ones()}[table]
+def scale_of(config: Any, sequences: int) -> str:
+    """Return "full" where what is measured on so many sequences has the paper's size."""
+    shape = config.dimension, config.length, config.small_length
+    paper = references.DIMENSION, references.LENGTH, references.SMALL_LENGTH
+    return "full" if shape == paper and sequences >= 10_000 and config.epochs >= references.EPOCHS else "reduced"
 
 
 def check(config: Any, run: RunDirectory) -> None:
@@ -128,8 +108,12 @@ def check(config: Any, run: RunDirectory) -> None:
     wanted = {name: asked[name] for name in _TRAINED_BY} | {"seed": run.seed}
     if found := configuration.differences(before, wanted):
         raise ValueError(f"--from {run.source} takes what was trained as it is, but {'; '.join(found)}")
-    if missing := [name for name in _files(config) if not (run.source / "checkpoints" / name).is_file()]:
-        raise ValueError(f"{run.source} holds no checkpoints/{missing[0]}; name a run that has finished its training")
+    stamps = {table: _stamp(config, run, table) for table in TABLES}
+    for table, seed in _sets(config):
+        path = _path(run.source, table, seed)
+        if not path.is_file():
+            raise ValueError(f"{run.source} holds no {path.name}; name a run that has finished its training")
+        _load(path, stamps[table], fields=())
 
 
 def obtain(config: Any, run: RunDirectory) -> Mapping[str, Trained]:
@@ -140,48 +124,50 @@ def obtain(config: Any, run: RunDirectory) -> Mapping[str, Trained]:
         FloatingPointError: a loss is not finite; names the epoch and the settings.
     """
     found: dict[str, list[dict[str, np.ndarray]]] = {table: [] for table in TABLES}
-    with run.progress(len(TABLES) * config.seeds, "training on samples") as progress, jax.enable_x64(True):
-        for number, name in enumerate(_files(config), start=1):
-            table, seed = name.removesuffix(".npz").rsplit("-", 1)
+    sets, stamps = _sets(config), {table: _stamp(config, run, table) for table in TABLES}
+    if run.resumed:
+        run.resume_metrics(0)
+    with run.progress(len(sets), "training on samples") as progress, jax.enable_x64(True):
+        for number, (table, seed) in enumerate(sets, start=1):
             if run.stop():
                 raise Interrupted
-            path = (run.source or run.path) / "checkpoints" / name
-            if (run.source is None and not run.resumed) or not path.is_file():
-                _save(run.checkpoints / name, _train_seed(config, run, table, int(seed)), _stamp(config, run))
-                path = run.checkpoints / name
-            found[table].append(_load(path, _stamp(config, run)))
-            progress.update(number)
+            path, stamp = _path(run.source or run.path, table, seed), stamps[table]
+            if run.source is None and not (run.resumed and path.is_file()):
+                _save(path, _train_seed(config, run, table, seed), stamp)
+            one = _load(path, stamp, fields=Trained._fields[1:])
+            found[table].append(one)
+            run.metrics(number, **{f"{table}_loss": one["losses"][0, -1]})
+            progress.update(number, **{f"{table}_loss": one["losses"][0, -1]})
     return {
         table: Trained(
-            _runs(config, table, jax.random.key(0)).names,
+            runs_of(config, table, jax.random.key(0)).names,
             *(np.stack([of[field] for of in seeds]) for field in Trained._fields[1:]),
         )
         for table, seeds in found.items()
     }
 
 
-def descend(correlations: Correlations, runs: Runs, epochs: int) -> tuple[Params, Float[Array, "rows epochs"]]:
-    """Train all rows side by side on one training set; the trajectories and the losses."""
+def descend(correlations: Correlations, runs: Runs, epochs: int) -> Descent:
+    """Train all rows side by side on one training set; what is observed are the whole trajectories."""
     # The names stay outside of the compiled function.
     return _descend(correlations, tuple(runs[1:]), epochs)
 
 
 @partial(jax.jit, static_argnames=("epochs",))
-def _descend(correlations: Correlations, rows: tuple, epochs: int) -> tuple[Params, Array]:
-    def one(start: Params, scale: Scalar, step_size: Scalar, mask: Params) -> tuple[Params, Array]:
+def _descend(correlations: Correlations, rows: tuple, epochs: int) -> Descent:
+    def one(start: Params, scale: Array, step_size: Array, mask: Params) -> Descent:
         loss = partial(scaled_loss, correlations=correlations, scale=scale)
-        descent = gradient_descent(loss, start, optax.sgd(step_size), epochs, mask=mask)
-        return descent.observed, (descent.losses, descent.first_bad)
+        return gradient_descent(loss, start, optax.sgd(step_size), epochs, mask=mask)
 
-    observed, (losses, bad) = jax.vmap(one)(*rows)
-    return observed, jnp.where(bad[:, None] >= 0, jnp.nan, losses)
+    return jax.vmap(one)(*rows)
 
 
-def scaled_loss(params: Params, correlations: Correlations, scale: Scalar) -> Scalar:
+def scaled_loss(params: Params, correlations: Correlations, scale: Scalar) -> Float[Array, ""]:
     """Return the loss on the sequences with every token multiplied by `scale`, without copying the correlations.
 
     Predictions of scaled tokens are the scale times those of a layer whose two matrices are multiplied by it.
     """
+    scale = jnp.asarray(scale)
     return scale**2 * quartic_loss(jax.tree.map(lambda leaf: scale * leaf, params), correlations)
 
 
@@ -231,14 +217,20 @@ def key_of(run: RunDirectory, name: str, seed: int) -> PRNGKey:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), zlib.crc32(name.encode())), seed)
 
 
-def _files(config: Any) -> list[str]:
-    return [f"{table}-{seed}.npz" for seed in range(config.seeds) for table in TABLES]
+def _sets(config: Any) -> list[tuple[str, int]]:
+    """List the training sets, a seed of every table after the other, so that each is soon seen."""
+    most = max(seeds_of(config, table) for table in TABLES)
+    return [(table, seed) for seed in range(most) for table in TABLES if seed < seeds_of(config, table)]
+
+
+def _path(run: Path, table: str, seed: int) -> Path:
+    return run / "checkpoints" / f"{table}-{seed}.npz"
 
 
 def _train_seed(config: Any, run: RunDirectory, table: str, seed: int) -> dict[str, np.ndarray]:
     began = time.perf_counter()
     train_key, test_key, start_key = jax.random.split(key_of(run, table, seed), 3)
-    law, runs = law_of(table), _runs(config, table, start_key)
+    law, runs = law_of(table), runs_of(config, table, start_key)
     length = config.small_length if table == "small" else config.length
     test_losses = np.full((len(runs.names), config.epochs + 1), np.nan)
     if table == "sparse":
@@ -248,11 +240,15 @@ def _train_seed(config: Any, run: RunDirectory, table: str, seed: int) -> dict[s
         )
     else:
         train, test = correlations_of(config, run, train_key, law, config.sequences, length=length), None
-    observed, losses = jax.block_until_ready(descend(train, runs, config.epochs))
+    descent = jax.block_until_ready(descend(train, runs, config.epochs))
     seconds = time.perf_counter() - began
-    losses = np.asarray(losses)
-    _require_finite(losses, runs, table, seed)
-    # What is measured is measured from what is kept.
+    listed = "; ".join(
+        f"{row}: {name}, step size {size:g}"
+        for row, (name, size) in enumerate(zip(runs.names, runs.step_sizes, strict=True))
+    )
+    require_finite(descent, settings=f"{table}, seed {seed} ({listed})")
+    observed, losses = descent.observed, np.asarray(descent.losses)
+    # Products, ratios and test losses are those of what is kept, in single precision; losses are of the descent.
     kept = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), observed)
     if test is not None:
         test_losses = np.asarray(_losses_along(kept, test, runs.scales))
@@ -264,41 +260,6 @@ def _train_seed(config: Any, run: RunDirectory, table: str, seed: int) -> dict[s
         **{"kq": kept["kq"], "pv": kept["pv"], "losses": losses, "ratios": ratios},
         **{"test_losses": test_losses, "seconds": np.array(seconds)},
     }
-
-
-def _runs(config: Any, table: str, key: PRNGKey) -> Runs:
-    """List what is trained: the paper's diagonal starts at its scales and steps, and Gaussian starts at one scale."""
-    d, rows = config.dimension, []
-    ones = {"kq": jnp.ones((2 * d, 2 * d)), "pv": jnp.ones((d, 2 * d))}
-
-    def add(name: str, start: Params, scale: float, step: float, mask: Params = ones) -> None:
-        rows.append((name, start, scale, step, mask))
-
-    if table in ("gaussian", "sparse"):
-        steps = references.GAUSSIAN_STEPS if table == "gaussian" else references.SPARSE_STEPS
-        for scale, step in zip(references.SCALES, steps, strict=True):
-            for start in references.STARTS:
-                add(f"scale {scale:g}, {start_name(start)}", diagonal_params(*start, d), scale, step)
-        for number, std in enumerate(references.INITIAL_STDS):
-            drawn = gaussian_params(jax.random.fold_in(key, number), d, std)
-            add(f"std {std:g}", drawn, 1.0, references.GAUSSIAN_START_STEPS[table])
-    else:
-        step = references.SMALL_STEP if table == "small" else references.ONES_STEP
-        for start in references.STARTS:
-            add(start_name(start), diagonal_params(*start, d), 1.0, step)
-        if table == "ones":
-            for start in references.STARTS:
-                add(f"{MASKED}, {start_name(start)}", diagonal_params(*start, d), 1.0, step, _off_diagonals_masked(d))
-    names, starts, scales, steps, masks = zip(*rows, strict=True)
-    stack = partial(jax.tree.map, lambda *leaves: jnp.stack(leaves))
-    return Runs(names, stack(*starts), np.array(scales), np.array(steps), stack(*masks))
-
-
-def _off_diagonals_masked(d: int) -> Params:
-    """Mask the off-diagonal entries of W32 and of W12, as the paper does, and nothing else."""
-    kq, pv = np.ones((2 * d, 2 * d)), np.ones((d, 2 * d))
-    kq[d:, :d] = pv[:, :d] = np.eye(d)
-    return {"kq": jnp.asarray(kq), "pv": jnp.asarray(pv)}
 
 
 @jax.jit
@@ -314,47 +275,50 @@ def _ratios(
     """Measure the ratio on test sequences of one length, for every row and epoch."""
     key = jax.random.fold_in(key, length)
     starts = _draw_starts(key, law, count=config.sequences, dimension=config.dimension)
-    ratio, present = _measure_ratio(key, starts, length=length, block=config.block_size)
-    return np.asarray(_ratios_along(observed, jnp.asarray(scales), ratio, present))
+    ratio = _measure_ratio(key, starts, length=length, block=config.block_size)
+    return np.asarray(_ratios_along(observed, jnp.asarray(scales), ratio))
 
 
 @partial(jax.jit, static_argnames=("length", "block"))
-def _measure_ratio(key: PRNGKey, starts: Array, *, length: int, block: int) -> tuple[Array, Array]:
-    statistic = partial(last_ratio, full=True)
+def _measure_ratio(key: PRNGKey, starts: Array, *, length: int, block: int) -> Float[Array, "dim features"]:
+    def statistic(x: Array) -> Array:
+        return last_ratio(x, full=True, floor=RATIO_FLOOR)[0]
+
     return mean_over_draws(statistic, key, _drawing(starts, length), len(starts), block=block)
 
 
 @jax.jit
-def _ratios_along(observed: Params, scales: Array, ratio: Array, present: Array) -> Float[Array, "rows epochs"]:
-    weights = lambda params: (feature_weights(params) * ratio).sum(axis=1) / present  # noqa: E731
+def _ratios_along(observed: Params, scales: Array, ratio: Array) -> Float[Array, "rows epochs"]:
+    weights = lambda params: (feature_weights(params) * ratio).sum(axis=1)  # noqa: E731
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), observed)
     return jax.vmap(jax.vmap(weights))(wide).mean(axis=-1) * scales[:, None] ** 2
 
 
-def _require_finite(losses: np.ndarray, runs: Runs, table: str, seed: int) -> None:
-    for row, name in enumerate(runs.names):
-        bad = ~np.isfinite(losses[row])
-        if bad.any():
-            raise FloatingPointError(
-                f"the loss of {table}, {name}, seed {seed} is not finite at epoch {int(bad.argmax())} with step size "
-                f"{runs.step_sizes[row]:g}: lower the step size"
-            )
+def _stamp(config: Any, run: RunDirectory, table: str) -> str:
+    """Write down what a file of this table was trained with."""
+    asked, runs = configuration.to_json(config), runs_of(config, table, jax.random.key(0))
+    settings = {name: asked[name] for name in _TRAINED_BY} | {"seed": run.seed}
+    rows = {"rows": runs.names, "scales": runs.scales.tolist(), "step_sizes": runs.step_sizes.tolist()}
+    return json.dumps(settings | rows, sort_keys=True)
 
 
-def _stamp(config: Any, run: RunDirectory) -> dict[str, Any]:
-    asked = configuration.to_json(config)
-    return {name: asked[name] for name in _TRAINED_BY} | {"seed": run.seed}
-
-
-def _save(path: Any, found: Mapping[str, np.ndarray], stamp: Mapping[str, Any]) -> None:
+def _save(path: Path, found: Mapping[str, np.ndarray], stamp: str) -> None:
     data = io.BytesIO()
-    np.savez_compressed(data, allow_pickle=False, stamp=np.array(json.dumps(stamp, sort_keys=True)), **found)
+    np.savez_compressed(data, allow_pickle=False, stamp=np.array(stamp), **found)
     write_whole(path, data.getvalue())
 
 
-def _load(path: Any, stamp: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
-        found = dict(stored)
-    if found.pop("stamp").item() != json.dumps(stamp, sort_keys=True):
+def _load(path: Path, stamp: str, *, fields: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read some arrays of a file, and refuse one that was trained otherwise or cannot be read.
+
+    Raises:
+        ValueError: it is.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            same, found = stored["stamp"].item() == stamp, {name: stored[name] for name in fields}
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); start a new run") from error
+    if not same:
         raise ValueError(f"{path} was trained with other settings; start a new run")
     return found

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxgen.flows.start_laws import ORDER, StartLaw
 from jaxgen.typing import Scalar
 
+_LARGEST_CHECKED = 24  # which has 593,774 moments up to the sixth order
 _ROUNDING = 1e-6  # relative, of float32 moments
 
 
@@ -110,6 +111,11 @@ def check_assumptions(law: StartLaw, dimension: int) -> Assumptions:
     Assumptions(as_printed=True, odd_moments_vanish=False, coordinates_alike=True, recovers=False)
     """
     check_dimension(dimension)
+    if dimension > _LARGEST_CHECKED:
+        raise ValueError(
+            f"dimension must be at most {_LARGEST_CHECKED} to check every moment, got {dimension}; check fewer "
+            "coordinates of the law, or pass check=False"
+        )
     exponents = _monomials(dimension)
     values = np.asarray(law.moments(exponents), dtype=float)
     moments = start_moments(law, dimension)

@@ -16,10 +16,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxgen.flows.assumptions import check_dimension, check_length
 from jaxgen.flows.start_laws import StartLaw
+from jaxgen.typing import ArrayLike
 
 _LARGEST = {False: 10, True: 8}  # without and with all blocks: up to a gigabyte for tables of moments and counts
 
@@ -66,12 +68,17 @@ def population_correlations(law: StartLaw, length: int, dimension: int, *, full:
         )
     places, blocks = _places(dimension), _blocks(full)
     gram_counts, cross_counts = _gram_counts(length, dimension, full), _cross_counts(length, dimension, full)
-    moments = law.moments(_exponents(_pairs(places), dimension)).reshape(len(places), len(places))
-    gram = moments[None, :, None, :] * jnp.asarray(gram_counts, moments.dtype)
-    moments = law.moments(_exponents(_targets(places, dimension), dimension)).reshape(dimension, len(places))
-    cross = moments[:, None, :] * jnp.asarray(cross_counts, moments.dtype)
-    constant = 0.5 * (length - 2) * law.moments(2 * np.eye(dimension, dtype=int)).sum()
-    return Correlations(_interleave(gram, blocks, dimension), _interleave(cross, blocks, dimension), constant)
+    moments = _known(law.moments(_exponents(_pairs(places), dimension))).reshape(len(places), len(places))
+    gram = _interleave(moments[None, :, None, :] * gram_counts.astype(moments.dtype), blocks, dimension)
+    moments = _known(law.moments(_exponents(_targets(places, dimension), dimension))).reshape(dimension, len(places))
+    cross = _interleave(moments[:, None, :] * cross_counts.astype(moments.dtype), blocks, dimension)
+    constant = 0.5 * (length - 2) * _known(law.moments(2 * np.eye(dimension, dtype=int))).sum()
+    return Correlations(*(jnp.asarray(leaf, moments.dtype) for leaf in (gram, cross, constant)))
+
+
+def _known(moments: Array) -> ArrayLike:
+    """Bring moments to the host where they are not traced: what is done with them has a shape for each size."""
+    return moments if isinstance(moments, Tracer) else np.asarray(moments)
 
 
 def _blocks(full: bool) -> list[tuple[int, ...]]:
@@ -183,7 +190,7 @@ def _exponents(indices: Int[np.ndarray, "rows places"], dimension: int) -> Int[n
     return (indices[:, :, None] == np.arange(dimension)).sum(axis=1)
 
 
-def _interleave(array: Array, blocks: Sequence, dimension: int) -> Array:
+def _interleave(array: ArrayLike, blocks: Sequence, dimension: int) -> ArrayLike:
     """Bring `[..., blocks, places]` axes into the order of features, k then m then n over all their blocks."""
     if len(blocks) == 1:
         features = dimension**3

@@ -11,7 +11,7 @@ from jaxgen.flows.correlations import Correlations
 from jaxgen.typing import Params, Scalar
 
 
-def quartic_loss(params: Params, correlations: Correlations) -> Scalar:
+def quartic_loss(params: Params, correlations: Correlations) -> Float[Array, ""]:
     """Return sum over t of E|y_t - x_{t+1}|^2 / 2 (Zheng et al. 2024, equation 2).
 
     Args:

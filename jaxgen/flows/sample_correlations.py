@@ -63,18 +63,22 @@ def sample_correlations(x: Inexact[ArrayLike, "batch time dim"], *, full: bool =
 
 
 def last_ratio(
-    x: Inexact[ArrayLike, "batch time dim"], *, full: bool = False
+    x: Inexact[ArrayLike, "batch time dim"], *, full: bool = False, floor: float = 0.0
 ) -> tuple[Float[Array, "dim features"], Float[Array, " dim"]]:
     """Return what the mean ratio of prediction to target at the last position is, which is linear in the weights.
+
+    Of targets with a density at 0 the ratio has a mean where the weights are diagonal, and none where they are not: a
+    weight between two coordinates adds x_k^3 / x_j, and 1 / |x_j| has no mean. A floor gives it one.
 
     Args:
         x: sequences.
         full: of all blocks.
+        floor: targets that are no larger count as 0.
 
     Returns:
-        The mean over sequences of Re(S_F(T-1) / x_{T,j}), in which a target of 0 counts as 0: the ratio is the sum of
-        the layer's weights times it. And the share of targets that are not 0, by which to divide where they are not to
-        count.
+        The mean over sequences of Re(S_F(T-1) / x_{T,j}), in which what has a target of 0 counts as 0: the ratio is the
+        sum of the layer's weights times it. And the share of the other targets, by which to divide where these alone
+        are to count.
 
     Raises:
         ValueError: sequences have fewer than 3 tokens.
@@ -83,7 +87,7 @@ def last_ratio(
     outer = jnp.einsum("nik,nim->nkm", values, keys.conj(), precision="highest") / (x.shape[1] - 2)
     features = (outer[..., None] * queries[:, -1, None, None, :]).reshape(x.shape[0], -1)
     target = jnp.asarray(x)[:, -1]
-    present = target != 0
+    present = jnp.abs(target) > floor
     inverse = jnp.where(present, 1.0, 0.0) / jnp.where(present, target, 1.0)
     found = _product(inverse.real.T, features.real) - _product(inverse.imag.T, features.imag)
     return found / x.shape[0], present.astype(found.dtype).mean(axis=0)

@@ -5,6 +5,7 @@ Source: Zheng et al. 2024, section 3.1: W = diag(lambda) with lambda_j = exp(i t
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Complex, Float, Int, Num
 
 from jaxgen.flows.assumptions import check_dimension, check_length
@@ -183,7 +184,7 @@ def evolve(w: Array, start: Float[Array, " dim"], length: int, key: PRNGKey, noi
     Raises:
         ValueError: the noise is negative or not finite.
     """
-    if not isinstance(noise_std, jax.core.Tracer) and not 0 <= noise_std < jnp.inf:
+    if not isinstance(noise_std, Tracer) and not 0 <= noise_std < jnp.inf:
         raise ValueError(f"noise_std must be at least 0 and finite, got {noise_std}")
 
     def step(x: Array, t: Array) -> tuple[Array, Array]:

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from jaxgen.typing import ArrayLike, PRNGKey, Scalar
@@ -175,10 +176,12 @@ class Independent:
     def moments(self, exponents: Int[np.ndarray, "*batch dim"]) -> Float[Array, "*batch"]:
         """Return the product over the coordinates of scale_j^e_j E[z^e_j]."""
         _check_exponents(exponents)
-        table = jnp.asarray([self.coordinate.moment(order) for order in range(ORDER + 1)])
-        scale = jnp.broadcast_to(jnp.asarray(self.scale), exponents.shape[-1:])
-        powers = jnp.stack([scale**order for order in range(ORDER + 1)])
-        return (table[exponents] * powers[exponents, jnp.arange(len(scale))]).prod(axis=-1)
+        table = np.array([self.coordinate.moment(order) for order in range(ORDER + 1)])
+        xp, scale = _host_or_device(self.scale)
+        scale = xp.broadcast_to(scale, exponents.shape[-1:])
+        powers = xp.stack([scale**order for order in range(ORDER + 1)])
+        found = (xp.asarray(table)[exponents] * powers[exponents, np.arange(len(scale))]).prod(axis=-1)
+        return jnp.asarray(found, jnp.result_type(float))
 
 
 @jax.tree_util.register_dataclass
@@ -198,9 +201,11 @@ class OneHot:
         """Return value^e / d where one exponent e alone is not 0 and is even."""
         _check_exponents(exponents)
         order, active = exponents.sum(axis=-1), (exponents > 0).sum(axis=-1)
-        powers = jnp.stack([jnp.asarray(self.value, float) ** k for k in range(ORDER + 1)])
+        xp, value = _host_or_device(self.value)
+        powers = xp.stack([value**k for k in range(ORDER + 1)])
         alone = (active == 1) & (order % 2 == 0)
-        return jnp.where(order == 0, 1.0, alone / exponents.shape[-1] * powers[order])
+        found = xp.where(order == 0, 1.0, alone / exponents.shape[-1] * powers[order])
+        return jnp.asarray(found, jnp.result_type(float))
 
 
 @jax.tree_util.register_dataclass
@@ -218,8 +223,9 @@ class Ones:
     def moments(self, exponents: Int[np.ndarray, "*batch dim"]) -> Float[Array, "*batch"]:
         """Return value to the power of the order."""
         _check_exponents(exponents)
-        powers = jnp.stack([jnp.asarray(self.value, float) ** k for k in range(ORDER + 1)])
-        return powers[exponents.sum(axis=-1)]
+        xp, value = _host_or_device(self.value)
+        powers = xp.stack([value**k for k in range(ORDER + 1)])
+        return jnp.asarray(powers[exponents.sum(axis=-1)], jnp.result_type(float))
 
 
 def gaussian_start(std: Float[ArrayLike, "*dim"] | float = 1.0) -> Independent:
@@ -317,6 +323,14 @@ def moment_table_start(moments: Sequence[float | int]) -> Independent:
     raise ValueError(f"no law has the moments {tuple(map(float, moments))}")
 
 
+def _host_or_device(value: Float[ArrayLike, "..."] | float):
+    """Return numpy and a known number, in double precision, or jax.numpy and one that is traced."""
+    # Tables of moments have many shapes, each of which jax would compile anew.
+    if isinstance(value, Tracer):
+        return jnp, jnp.asarray(value, jnp.result_type(float))
+    return np, np.asarray(value, float)
+
+
 def _with_sign(key: PRNGKey, size: Float[Array, "..."]) -> Float[Array, "..."]:
     return size * jax.random.rademacher(key, size.shape, dtype=size.dtype)
 
@@ -332,12 +346,12 @@ def _check_exponents(exponents: Int[np.ndarray, "*batch dim"]) -> None:
 
 
 def _positive(name: str, value):
-    if not isinstance(value, jax.core.Tracer) and not np.all((np.asarray(value) > 0) & np.isfinite(value)):
+    if not isinstance(value, Tracer) and not np.all((np.asarray(value) > 0) & np.isfinite(value)):
         raise ValueError(f"{name} must be above 0 and finite, got {value}")
     return value
 
 
 def _nonzero(name: str, value):
-    if not isinstance(value, jax.core.Tracer) and not np.all((np.asarray(value) != 0) & np.isfinite(value)):
+    if not isinstance(value, Tracer) and not np.all((np.asarray(value) != 0) & np.isfinite(value)):
         raise ValueError(f"{name} must be finite and not 0, got {value}")
     return value

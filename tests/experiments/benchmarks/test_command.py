@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import assert_refused, finish
 
-from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, SamplerSizes, samplers
+from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, FlowSizes, SamplerSizes, samplers
 from experiments.benchmarks.peers import MISSING
 from experiments.benchmarks.processes import in_process
 from experiments.benchmarks.timing import Timing
@@ -26,12 +26,16 @@ SIZES = SamplerSizes(
     guided_batch_size=2,
     memory_steps=(4,),
 )
-TINY = ["--repetitions", "8", "--no-isolated", "--seconds", "0.001"]
-for name, value in dataclasses.asdict(SIZES).items():
-    TINY += [f"--samplers.{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+FLOWS = FlowSizes(sequences=8, timed_sequences=4, length=4, dimension=1, epochs=2, block=2, threads=(1,))
+TINY = ["--repetitions", "8", "--no-isolated", "--seconds", "0.001", "--flows.no-check"]
+for group, sizes in (("samplers", SIZES), ("flows", FLOWS)):
+    for name, value in dataclasses.asdict(sizes).items():
+        if not isinstance(value, bool):
+            TINY += [f"--{group}.{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
 ON_GPU = ["P7", "P1-gpu", "P2-gpu", "P3-gpu", "P5-gpu", "P8-gpu"]
 ON_CPU = ["P1", "P2", "P3", "P5", "P8"]
-FIGURES = ("sampler_memory", "sampler_ratios")
+FLOW_CLAIMS = ["P9", "P10"]
+FIGURES = ("sampler_memory", "sampler_ratios", "flow_ratios")
 pytestmark = pytest.mark.filterwarnings(
     # Inside diffusers, which converts a torch tensor with numpy's older protocol.
     "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
@@ -55,7 +59,14 @@ def tiny_run(path):
         ("--samplers.memory-steps 0 10", "--samplers.memory-steps must lie between 2 and 100000, got (0, 10)"),
         ("--samplers.width 0", "--samplers.width must lie between 1 and 100000, got 0"),
         ("--preset gpu", "the preset gpu measures a GPU, and jax sees a cpu here; use --preset default"),
-        ("--part sampler", "benchmarks has the parts samplers; got 'sampler'; the nearest is 'samplers'"),
+        ("--flows.length 2", "--flows.length must lie between 3 and 100000, got 2"),
+        ("--flows.dimension 7", "--flows.dimension must lie between 1 and 6, got 7"),
+        ("--flows.threads", "--flows.threads must lie between 1 and 1024, got ()"),
+        (
+            "--flows.timed-sequences 150",
+            "--flows.timed-sequences must be a multiple of --flows.block, which is 100, got 150",
+        ),
+        ("--part sampler", "benchmarks has the parts samplers, flows; got 'sampler'; the nearest is 'samplers'"),
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
@@ -65,7 +76,15 @@ def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folde
 def test_the_help_names_the_peers_the_parts_and_the_sizes(command):
     code, out, err = command("benchmarks", "--help")
     assert (code, err) == (0, "")
-    for word in ("diffusers", "hackable_diffusion", "--samplers.memory-steps", *PARTS, *PRESETS):
+    for word in (
+        "diffusers",
+        "hackable_diffusion",
+        "MesaOpt",
+        "--samplers.memory-steps",
+        "--flows.block",
+        *PARTS,
+        *PRESETS,
+    ):
         assert word in out
 
 
@@ -74,7 +93,7 @@ def test_claims_are_declared_for_every_comparison():
     pairs = [(contest.cpu_claim, contest.gpu_claim) for contest in samplers.CONTESTS]
     assert sorted(set(pairs)) == [("", "P7"), *((name, f"{name}-gpu") for name in ON_CPU)]
     assert [name for name, claim in claims.items() if set(claim.not_run) == {"ci", "default"}] == ON_GPU
-    assert [name for name, claim in claims.items() if set(claim.not_run) == {"gpu"}] == ON_CPU
+    assert [name for name, claim in claims.items() if set(claim.not_run) == {"gpu"}] == [*ON_CPU, *FLOW_CLAIMS]
     assert [name for name, claim in claims.items() if not claim.not_run] == ["P4", "P6"]
 
 
@@ -92,7 +111,8 @@ def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
     assert [name for name, row in rows.items() if row["verdict"] == "not run"] == ON_GPU
     assert rows["P6"]["verdict"] == "holds"
     assert rows["P4"]["scale"] == "reduced"
-    for name in ON_CPU:
+    assert rows["P9"]["scale"] == rows["P10"]["scale"] == "reduced"
+    for name in [*ON_CPU, *FLOW_CLAIMS]:
         for cell in rows[name]["cells"]:
             assert len(cell["values"]) == 8
             assert min(cell["values"]) > 0
@@ -106,7 +126,7 @@ def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
     np.testing.assert_allclose(rows["P2"]["cells"][0]["values"], (theirs / ours)[_row("P2")])
     np.testing.assert_allclose(rows["P5"]["cells"][0]["values"], (ours / theirs)[_row("P5")])
     notes = json.loads((folder / "run" / "notes.json").read_text())["notes"]
-    assert len(notes) == 1 + len(samplers.CONTESTS)
+    assert len(notes) == 1 + len(samplers.CONTESTS) + 2
     assert "measured in one process" in notes[0]
 
 

@@ -1,5 +1,7 @@
 """Training on samples: the same bits after an interruption, the paper's settings, and an error where it diverges."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from commands import hastily_compiled
 
 from experiments.configuration import Settings
-from experiments.mesa_optimization import CLAIMS, Config, references, training
+from experiments.mesa_optimization import CLAIMS, Config, references, tables, training
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import gaussian_start, quartic_loss, rescaled, sample_correlations, sample_sequences, start_at
 
@@ -30,7 +32,7 @@ def train(run, config=CONFIG):
 
 
 def assert_same(left, right):
-    assert left.keys() == right.keys() == set(training.TABLES)
+    assert left.keys() == right.keys() == set(tables.TABLES)
     for table in left:
         for field in ("kq", "pv", "losses", "ratios", "test_losses"):
             np.testing.assert_array_equal(getattr(left[table], field), getattr(right[table], field), err_msg=table)
@@ -55,12 +57,16 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_is_taken_up_by_another(
     assert gaussian.kq.shape == (2, 12, 4, 4, 4)
     assert gaussian.pv.shape == (2, 12, 4, 2, 4)
     assert gaussian.ratios.shape == (2, 2, 12, 4)
-    start = gaussian.sector(f"scale 0.5, {training.start_name(references.STARTS[1])}")
+    start = gaussian.sector(f"scale 0.5, {tables.start_name(references.STARTS[1])}")
     np.testing.assert_allclose(start[0][:, 0], np.broadcast_to(0.5 * np.eye(2), (2, 2, 2)))
     np.testing.assert_allclose(start[1][:, 0], np.broadcast_to(1.5 * np.eye(2), (2, 2, 2)))
-    # seeds differ, the tables' stored losses are those of the stored parameters
     assert np.abs(gaussian.losses[0] - gaussian.losses[1]).min() > 0
-    masked = whole["ones"].sector(f"{training.MASKED}, {training.start_name(references.STARTS[0])}")
+    assert len(whole["small"].kq) == 8
+    damaged = tmp_path / "whole" / "checkpoints" / "small-7.npz"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"small-7.npz cannot be read .*; start a new run"):
+        training.check(CONFIG, taken)
+    masked = whole["ones"].sector(f"{tables.MASKED}, {tables.start_name(references.STARTS[0])}")
     for block in masked:
         assert not (block * ~np.eye(2, dtype=bool)).any()
 
@@ -77,10 +83,17 @@ def test_scaled_loss_is_the_loss_of_scaled_sequences():
 
 def test_a_step_that_is_too_long_is_an_error_with_epoch_and_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(references, "GAUSSIAN_STEPS", (1e-3, 10.0, 2e-6))
-    with pytest.raises(FloatingPointError, match=r"gaussian, scale 1, .*is not finite at epoch \d+ with step size 10"):
-        train(directory(tmp_path / "run", config=CONFIG_LONG), CONFIG_LONG)
+    with pytest.raises(FloatingPointError) as raised:
+        train(directory(tmp_path / "run", config=LONG), LONG)
+    found = re.match(
+        r"the loss is not finite at epoch (\d+) \(member (\d+)\) with gaussian, seed 0 .*3: scale 1, \(0.1, 0.1\), "
+        r"step size 10;.*: lower the step size",
+        str(raised.value),
+    )
+    epoch, member = map(int, found.groups())
+    assert member in (3, 4, 5)
+    # The product is cubed in each step once it is large: ten steps are enough to leave float64, and two are not.
+    assert 2 < epoch < 15
 
 
-CONFIG_LONG = Config(
-    dimension=1, length=4, small_length=3, sequences=8, epochs=40, seeds=2, block_size=8, test_lengths=(4,)
-)
+LONG = Config(dimension=2, length=4, small_length=3, sequences=8, epochs=20, seeds=2, block_size=8, test_lengths=(4,))
