@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +164,7 @@ def _place_one_hot(alone: Array, place: Array, d: int, full: bool) -> Correlatio
 
 def _tokens(x: Inexact[ArrayLike, "batch time dim"], full: bool) -> tuple[Array, Array, Array]:
     """Return the parts of the tokens that are read as values, as keys and as queries."""
+    chex.assert_rank(x, 3)
     check_length(x.shape[1])
     x = jnp.asarray(x)
     before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]

@@ -1,17 +1,30 @@
 """Training on samples: the same bits after an interruption, the paper's settings, and an error where it diverges."""
 
+import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from commands import hastily_compiled
 
 from experiments.configuration import Settings
 from experiments.mesa_optimization import CLAIMS, Config, references, tables, training
 from experiments.run_directory import Interrupted, RunDirectory
-from jaxgen.flows import gaussian_start, quartic_loss, rescaled, sample_correlations, sample_sequences, start_at
+from jaxgen.flows import (
+    gaussian_start,
+    gradient_descent,
+    quartic_loss,
+    rescaled,
+    sample_correlations,
+    sample_sequences,
+    start_at,
+)
+from jaxgen.models import autoregressive_loss, diagonal_params
+from jaxgen.training import make_mesh, shard_batch
 
 CONFIG = Config(
     dimension=2, length=6, small_length=4, sequences=8, epochs=3, seeds=2, block_size=8, test_lengths=(5, 6)
@@ -97,3 +110,19 @@ def test_a_step_that_is_too_long_is_an_error_with_epoch_and_settings(tmp_path, m
 
 
 LONG = Config(dimension=2, length=4, small_length=3, sequences=8, epochs=20, seeds=2, block_size=8, test_lengths=(4,))
+
+
+def test_the_batch_axis_over_eight_devices_gives_the_same_trajectory():
+    start = diagonal_params(0.5, 1.5, 3)
+    x = sample_sequences(jax.random.key(0), gaussian_start(), 64, 8, 3)
+
+    @jax.jit
+    def train(x):
+        loss = functools.partial(autoregressive_loss, x=x)
+        return gradient_descent(loss, start, optax.sgd(2e-3), 40).observed
+
+    spread = shard_batch(x, make_mesh("data=8"))
+    assert len(spread.sharding.device_set) == 8
+    ways = train(x), train(spread)
+    assert np.abs(ways[0]["kq"][-1] - ways[0]["kq"][0]).max() > 0.05  # it has moved
+    chex.assert_trees_all_close(*ways, atol=1e-6, rtol=0.0)
