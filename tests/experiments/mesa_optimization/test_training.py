@@ -100,12 +100,12 @@ def test_a_step_that_is_too_long_is_an_error_with_epoch_and_settings(tmp_path, m
         train(directory(tmp_path / "run", config=LONG), LONG)
     found = re.match(
         r"the loss is not finite at epoch (\d+) \(member (\d+)\) with gaussian, seed 0 .*3: scale 1, \(0.1, 0.1\), "
-        r"step size 10;.*: lower the step size",
+        r"step size 490;.*: lower the step size",
         str(raised.value),
     )
     epoch, member = map(int, found.groups())
     assert member in (3, 4, 5)
-    # The product is cubed in each step once it is large: ten steps are enough to leave float64, and two are not.
+    # 10 times 98 / 2. The product is cubed in each step once it is large: fifteen leave float64, and two do not.
     assert 2 < epoch < 15
 
 
