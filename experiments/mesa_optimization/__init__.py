@@ -36,7 +36,9 @@ class Config:
     test_lengths: tuple[int, ...] = (10, 30, 100, 300)
     """Lengths of test sequences on which the ratio of prediction to target is measured; `length` is one of them."""
     law_sequences: int = 10_000
-    """Training sequences of a seed for each of the eight laws, and for the processes beyond the paper's."""
+    """Training sequences of a seed for each of the eight laws."""
+    process_sequences: int = 5000
+    """Training sequences of a seed, and fresh ones, for the processes beyond the paper's."""
     scatter_seeds: int = 400
     """Training sets, of 2,000 sequences with d = 3 and T = 12 each, whose scatter is compared with its prediction."""
     direct_sequences: int = 500
@@ -56,6 +58,7 @@ PRESETS: Mapping[str, Config] = {
         sequences=2000,
         seeds=3,
         law_sequences=1000,
+        process_sequences=1000,
         test_lengths=(20,),
         scatter_seeds=40,
         direct_sequences=60,
@@ -122,7 +125,7 @@ def _check_numbers(config: Config) -> None:
         if not least <= getattr(config, name) <= most:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(f"{option} must lie between {least} and {most}, got {getattr(config, name)}")
-    for name in ("sequences", "law_sequences"):
+    for name in ("sequences", "law_sequences", "process_sequences"):
         count = getattr(config, name)
         if count < 1 or count % config.block_size:
             option = f"--{name.replace('_', '-')}"

@@ -67,14 +67,13 @@ def measure(config: Any, run: RunDirectory) -> None:
                 found[name][seed] = _compare(train, fresh)
             progress.update(number)
     cells = [Cell(name, values=found[name][:, 0] / found[name][:, 1]) for name in _NEW]
-    scale = training.scale_of(config, config.law_sequences)
-    run.record("B18", cells, seconds=time.perf_counter() - began, scale=scale)
+    run.record("B18", cells, seconds=time.perf_counter() - began)
     run.arrays(process_names=list(PROCESSES), process_measured=np.stack(list(found.values())))
     figures_beyond.processes(run, found)
 
 
 def _correlations(config: Any, run: RunDirectory, process: Process, key: PRNGKey) -> Correlations:
-    sizes = {"count": config.law_sequences, "block": config.block_size}
+    sizes = {"count": config.process_sequences, "block": config.block_size}
     shape = {"length": config.length, "dimension": config.dimension}
     sharding = batch_sharding(mesh_of(run))
     return _correlate(key, jnp.asarray(process.noise_std), draw=process.draw, **sizes, **shape, sharding=sharding)

@@ -31,7 +31,6 @@ from jaxgen.flows import (
 from jaxgen.models import autoregressive_loss, diagonal_params
 from jaxgen.typing import Params, PRNGKey
 
-_OF_EIGHT, _OF_EIGHT_SMALL = references.MARGIN_OF_EIGHT, references.MARGIN_OF_EIGHT_SMALL
 _PLOTTED = {"gaussian": (200, 150, 200), "sparse": (200, 200, 120)}
 """Epochs that the paper plots, by scale."""
 
@@ -84,7 +83,7 @@ def _products(config: Any, run: RunDirectory, trained: Mapping[str, Trained]) ->
             reported.append(Cell(shown, values=found, reference=line, margin=0.05 * line))
             limit = law.limit(d, config.length, scale)
             if abs(wanted / limit - 1.0) < 1e-3:
-                converged.append(Cell(shown, values=found, reference=limit, margin=_OF_EIGHT * limit))
+                converged.append(Cell(shown, values=found, reference=limit, margin=0.05 * limit))
     seconds = time.perf_counter() - began
     scale = scale_of(config, config.sequences)
     run.record("B13", finite, seconds=seconds, scale=scale)
@@ -104,7 +103,7 @@ def _ratio(config: Any, run: RunDirectory, trained: Mapping[str, Trained]) -> No
     for number, length in enumerate(config.test_lengths):
         found = of.ratios[:, number, row, -1]
         name = f"test sequences of {length}"
-        cells.append(Cell(name, values=found, reference=wanted, margin=_OF_EIGHT * wanted))
+        cells.append(Cell(name, values=found, reference=wanted, margin=0.05 * wanted))
         reported.append(Cell(name, values=found))
     scale = scale_of(config, config.sequences)
     run.record("B7-finite", cells, seconds=time.perf_counter() - began, scale=scale)
@@ -168,7 +167,7 @@ def _small(config: Any, run: RunDirectory, trained: Mapping[str, Trained]) -> No
         wanted = exact_curve(config, "small", start, 1.0)[-1]
         found = of.products(start_name(start))[:, -1].mean(axis=-1)
         shown = f"{start_name(start)}, epoch {config.epochs}"
-        cells.append(Cell(shown, values=found, reference=wanted, margin=_OF_EIGHT_SMALL * wanted))
+        cells.append(Cell(shown, values=found, reference=wanted, margin=references.MARGIN_SMALL * wanted))
     run.record("B14", cells, seconds=time.perf_counter() - began, scale=scale_of(config, config.sequences))
 
 

@@ -26,6 +26,7 @@ FIGURES = {
         ("--small-length 2", "--small-length must lie between 3 and 1000, got 2"),
         ("--sequences 150", "--sequences must be a positive multiple of --block-size 100, got 150"),
         ("--sequences 0", "--sequences must be a positive multiple of --block-size 100, got 0"),
+        ("--process-sequences 50", "--process-sequences must be a positive multiple of --block-size 100, got 50"),
         ("--law-sequences 50", "--law-sequences must be a positive multiple of --block-size 100, got 50"),
         ("--epochs 0", "--epochs must lie between 1 and 10000000, got 0"),
         ("--seeds 1", "--seeds must lie between 2 and 10000000, got 1"),
@@ -36,7 +37,10 @@ FIGURES = {
         ("--part all", "part"),
         ("--depths 2 1", "--depths must be one or more rising numbers of layers, got [2, 1]"),
         ("--depths 0", "--depths must be one or more rising numbers of layers, got [0]"),
-        ("--block-size 5 --sequences 10 --law-sequences 10 --mesh data=2", "--block-size 5 does not divide over 2"),
+        (
+            "--block-size 5 --sequences 10 --law-sequences 10 --process-sequences 10 --mesh data=2",
+            "--block-size 5 does not divide over 2",
+        ),
         ("--from missing", "missing is no run: it holds no config.json"),
     ],
 )
