@@ -29,8 +29,8 @@ from jaxgen.flows import (
     quartic_loss,
     sample_correlations,
     sample_sequences,
-    start_at,
 )
+from jaxgen.models import diagonal_params
 from jaxgen.typing import Params
 
 COUNTS = {"P9": (3,), "P10": (8, 16)}
@@ -102,7 +102,7 @@ def descend(correlations: Correlations, starts: Array, *, epochs: int) -> Descen
         return jnp.asarray(quartic_loss(params, correlations))
 
     def train(start: Array) -> Descent:
-        params = start_at(start[0], start[1], dimension, full=True)
+        params = diagonal_params(start[0], start[1], dimension)
         return gradient_descent(loss, params, optax.sgd(_STEP_SIZE), epochs)
 
     return jax.vmap(train)(starts)
@@ -110,7 +110,7 @@ def descend(correlations: Correlations, starts: Array, *, epochs: int) -> Descen
 
 def port_of(x: np.ndarray, start: np.ndarray, *, real: bool = False) -> Port:
     """Set the peer up on the same sequences, from one of the starts; with complex parameters unless `real`."""
-    params = start_at(float(start[0]), float(start[1]), x.shape[-1], full=True)
+    params = diagonal_params(float(start[0]), float(start[1]), x.shape[-1])
     return attention_port(x, np.asarray(params["kq"]), np.asarray(params["pv"]), _STEP_SIZE, real=real)
 
 

@@ -29,14 +29,14 @@ class Config:
     epochs: int = 200
     """Full-batch steps of gradient descent."""
     seeds: int = 8
-    """Training sets, each with its own test set and Gaussian initial values; four times as many in the small context,
-    half as many of tokens of ones."""
+    """Training sets, each with its own test set and Gaussian initial values; twelve times as many in the small
+    context, half as many of tokens of ones."""
     block_size: int = 100
     """Sequences whose features are held at once."""
     test_lengths: tuple[int, ...] = (10, 30, 100, 300)
     """Lengths of test sequences on which the ratio of prediction to target is measured; `length` is one of them."""
     law_sequences: int = 10_000
-    """Training sequences of a seed for each of the eight laws."""
+    """Training sequences of a seed for each of the eight laws; of Laplace tokens, whose tails are heavy, four times."""
     process_sequences: int = 5000
     """Training sequences of a seed, and fresh ones, for the processes beyond the paper's."""
     scatter_seeds: int = 400

@@ -10,7 +10,9 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.mesa_optimization import references
+from experiments.mesa_optimization.tables import exact_curve, start_name, step_of
 from experiments.run_directory import RunDirectory
+from jaxgen.flows import flow_product
 
 if TYPE_CHECKING:
     from experiments.mesa_optimization.training import Trained
@@ -70,10 +72,6 @@ def sampled(config: Any, run: RunDirectory, trained: Mapping[str, "Trained"]) ->
 
 
 def _dynamics(config: Any, run: RunDirectory, of: "Trained", table: str) -> None:
-    from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.tables import start_name, step_of
-    from jaxgen.flows import flow_product
-
     law = references.LAWS["Gaussian" if table == "gaussian" else "one-hot"]
     symbol = r"\sigma" if table == "gaussian" else "c"
     lines = references.REPORTED_PRODUCTS if table == "gaussian" else [1 / scale**2 for scale in references.SCALES]
@@ -107,9 +105,6 @@ def _dynamics(config: Any, run: RunDirectory, of: "Trained", table: str) -> None
 
 
 def _ratios(config: Any, run: RunDirectory, of: "Trained") -> None:
-    from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.tables import start_name
-
     number = config.test_lengths.index(config.length)
     limit = references.LAWS["Gaussian"].limit(config.dimension, config.length)
     with plots.style():
@@ -133,9 +128,6 @@ def _ratios(config: Any, run: RunDirectory, of: "Trained") -> None:
 
 
 def _sparse_loss(config: Any, run: RunDirectory, of: "Trained") -> None:
-    from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.tables import start_name
-
     zero = 0.5 * (config.length - 2)
     with plots.style():
         figure = Figure(figsize=(9.0, 3.2))
@@ -159,9 +151,6 @@ def _sparse_loss(config: Any, run: RunDirectory, of: "Trained") -> None:
 
 
 def _small(config: Any, run: RunDirectory, of: "Trained") -> None:
-    from experiments.mesa_optimization.sampled import exact_curve
-    from experiments.mesa_optimization.tables import start_name
-
     with plots.style():
         figure = Figure(figsize=(5.0, 3.2))
         axes = figure.subplots()

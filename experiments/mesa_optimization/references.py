@@ -105,8 +105,8 @@ SCATTER_DIMENSION, SCATTER_LENGTH, SCATTER_SEQUENCES = 3, 12, 2000
 SCATTER_MEAN, SCATTER_STD = 0.1823, 0.0079
 """Mean and standard deviation over training sets of the mean product, by the delta method and Monte Carlo."""
 MARGIN_SMALL = 0.021
-"""Bias of .4 % by 10,000 sequences and three standard errors of eight training sets, whose mean products scatter by
-1.6 % at d = T = 5 (delta method and Monte Carlo)."""
+"""A predicted bias of .4 % by 10,000 sequences and three standard errors of eight training sets, whose mean products
+scatter by 1.6 % at d = T = 5 (delta method and Monte Carlo)."""
 LARGEST_OFF_DIAGONAL = (1e-3, 1e-2)
 """Between these lies the largest entry off the diagonals for 10,000 Gaussian sequences."""
 

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from experiments.claims import Cell
 from experiments.mesa_optimization import dense_starts, figures, figures_beyond, references
-from experiments.mesa_optimization.tables import MASKED, start_name, step_of
+from experiments.mesa_optimization.tables import MASKED, exact_curve, start_name, step_of
 from experiments.mesa_optimization.training import RATIO_FLOOR, Trained, key_of, scale_of
-from experiments.run_directory import Interrupted, RunDirectory
+from experiments.run_directory import RunDirectory
 from jaxgen.flows import (
     gaussian_start,
     gradient_descent,
@@ -56,14 +57,6 @@ def measure(config: Any, run: RunDirectory, trained: Mapping[str, Trained]) -> N
         run.arrays(**{f"{table}_{name}": array for name, array in kept.items()})
     run.arrays(sparse_test_losses=trained["sparse"].test_losses)
     figures.sampled(config, run, trained)
-
-
-def exact_curve(config: Any, table: str, start: tuple[float, float], scale: float) -> np.ndarray:
-    """Return ab of exact gradient descent on the population, epoch by epoch."""
-    name = {"gaussian": "Gaussian", "sparse": "one-hot", "small": "Gaussian", "ones": "Rademacher"}[table]
-    length = config.small_length if table == "small" else config.length
-    rates = references.LAWS[name].rates(config.dimension, length, scale)
-    return np.array(references.descend(start, rates, step_of(config, table, scale), config.epochs))
 
 
 def _products(config: Any, run: RunDirectory, trained: Mapping[str, Trained]) -> None:
@@ -206,20 +199,14 @@ def _scatter(config: Any, run: RunDirectory) -> None:
     d, length, count = references.SCATTER_DIMENSION, references.SCATTER_LENGTH, references.SCATTER_SEQUENCES
     _, c2 = references.LAWS["Gaussian"].rates(d, length)
 
-    @jax.jit
-    def train(key: PRNGKey) -> Any:
+    def train(key: PRNGKey) -> Float[Array, ""]:
         x = sample_sequences(key, gaussian_start(), count, length, d)
         loss = partial(quartic_loss, correlations=sample_correlations(x))
         descent = gradient_descent(loss, start_at(0.4, 0.4, d), optax.sgd(0.2 / c2), 300, observe=lambda params: ())
         return (jnp.diagonal(descent.params["kq"]) * jnp.diagonal(descent.params["pv"])).mean()
 
-    found = np.zeros(config.scatter_seeds)
-    with run.progress(len(found), "training sets of the scatter") as progress:
-        for seed in range(len(found)):
-            if run.stop():
-                raise Interrupted
-            found[seed] = float(train(key_of(run, "scatter", seed)))
-            progress.update(seed + 1)
+    keys = jnp.stack([key_of(run, "scatter", seed) for seed in range(config.scatter_seeds)])
+    found = np.asarray(jax.jit(lambda keys: jax.lax.map(train, keys))(keys))
     squares = ((found - found.mean()) / references.SCATTER_STD) ** 2 * len(found) / (len(found) - 1)
     mean = {"reference": references.SCATTER_MEAN, "margin": 0.0015, "margin_reason": "a fifth of the scatter"}
     spread = {"reference": 1.0, "margin": 0.3, "margin_reason": "15 % of the standard deviation"}

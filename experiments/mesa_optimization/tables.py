@@ -47,7 +47,7 @@ def law_of(table: str) -> StartLaw:
 
 def seeds_of(config: Any, table: str) -> int:
     """Return how many training sets a table has: many where they cost little, fewer where nothing varies much."""
-    return {"small": 4 * config.seeds, "ones": max(2, config.seeds // 2)}.get(table, config.seeds)
+    return {"small": 12 * config.seeds, "ones": max(2, config.seeds // 2)}.get(table, config.seeds)
 
 
 def step_of(config: Any, table: str, scale: float) -> float:
@@ -58,6 +58,14 @@ def step_of(config: Any, table: str, scale: float) -> float:
         return references.ONES_STEP * _in_units(config.length)
     steps = references.GAUSSIAN_STEPS if table == "gaussian" else references.SPARSE_STEPS
     return dict(zip(references.SCALES, steps, strict=True))[scale] * _in_units(config.length)
+
+
+def exact_curve(config: Any, table: str, start: tuple[float, float], scale: float) -> np.ndarray:
+    """Return ab of exact gradient descent on the population, epoch by epoch."""
+    name = {"gaussian": "Gaussian", "sparse": "one-hot", "small": "Gaussian", "ones": "Rademacher"}[table]
+    length = config.small_length if table == "small" else config.length
+    rates = references.LAWS[name].rates(config.dimension, length, scale)
+    return np.array(references.descend(start, rates, step_of(config, table, scale), config.epochs))
 
 
 def _in_units(length: int) -> float:

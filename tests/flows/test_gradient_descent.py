@@ -14,7 +14,7 @@ from programs import assert_portable
 from jaxgen.flows.conserved import descended_delta
 from jaxgen.flows.gradient_descent import gradient_descent, require_finite
 
-# Dossier 5.1 and 5.2: c2, u* = c2 / c1, step size, and a b at epoch 200 from (.1, .1), (.5, 1.5), (2, 2).
+# Derived: c2, u* = c2 / c1, step size, and a b at epoch 200 from (.1, .1), (.5, 1.5), (2, 2).
 RUNS = {
     "gaussian .5": (18.375, 0.19190508852558863 / 0.25, 1e-3, (0.732560553, 0.767620284, 0.767951118)),
     "gaussian 1": (294.0, 0.19190508852558863, 1e-4, (0.191883294, 0.191905089, 0.191905844)),
@@ -44,7 +44,7 @@ def table():
         return jax.tree.map(np.asarray, every(*columns, jnp.asarray(STARTS)))
 
 
-def test_the_products_at_epoch_200_are_the_dossier_s(table):
+def test_the_products_at_epoch_200_are_those_of_the_table(table):
     got = table.params["a"] * table.params["b"]
     np.testing.assert_allclose(got, [law[3] for law in RUNS.values()], rtol=5e-9)  # nine digits are printed
     assert (table.first_bad == -1).all()
@@ -59,7 +59,7 @@ def test_epochs_count_updates_and_epoch_0_is_the_start(table):
     for index, (c2, limit, _, _) in enumerate(RUNS.values()):
         expected = 0.5 * c2 * (limit - a[index] * b[index]) ** 2 / limit
         np.testing.assert_allclose(table.losses[index], expected, rtol=1e-9, atol=1e-20)
-    # Dossier 5.1: from (.1, .1) at epoch 150.
+    # From (.1, .1) at epoch 150.
     np.testing.assert_allclose((a * b)[1, [0, 2], 150], [0.191455065, 0.191920728], rtol=5e-9)
 
 
@@ -71,7 +71,7 @@ def test_delta_follows_its_exact_law(table):
         with jax.enable_x64(True):
             expected = descended_delta(delta[index, :, :-1], eta, r[:, :-1])
         np.testing.assert_allclose(delta[index, :, 1:], expected, rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(delta[1, 1, -1], -1.97513, atol=5e-6)  # dossier 7-H; the flow would keep -2
+    np.testing.assert_allclose(delta[1, 1, -1], -1.97513, atol=5e-6)  # derived; the flow would keep -2
 
 
 def test_descent_is_of_first_order_in_the_step():
@@ -86,7 +86,7 @@ def test_descent_is_of_first_order_in_the_step():
         descents = jax.jit(jax.vmap(run))(jnp.asarray(times / 100 / 2**halvings))
     observed = np.asarray(descents.observed)
     assert observed.shape == (4, 9)
-    # The closed form of the flow (dossier 3.5) at this time, c1 = 2, c2 = 3.
+    # The closed form of the flow at this time, c1 = 2, c2 = 3.
     errors = np.abs(observed[halvings, 2**halvings] - 1.4701620974500555)
     slope = np.polyfit(np.log(2.0**-halvings), np.log(errors), 1)[0]
     np.testing.assert_allclose(slope, 1.0, atol=0.03)

@@ -33,7 +33,7 @@ MEMBERS = {
     "overflows at first, then stiff": (WIDE, 4704.0, 0.0, 2.0, 2.0, 20.0),
     "ends at no number": (2.0, 3.0, 0.0, 0.5, 1.5, np.nan),
 }
-# Dossier 7-G, computed from the closed form by another program.
+# Computed from the closed form by another program.
 PRODUCTS = {
     "general": 1.3791168863946,
     "equal": 0.1781838111823,
@@ -104,13 +104,13 @@ def test_the_scalar_model_follows_its_closed_form(flows, name):
     assert flows.time[index] == flows.clock[index] == t1
 
 
-def test_the_closed_form_of_the_tests_is_the_dossier_s():
+def test_the_closed_form_of_the_tests_is_that_of_another_program():
     for name, expected in PRODUCTS.items():
         c1, c2, _, a, b, t1 = MEMBERS[name]
         np.testing.assert_allclose(product(a, b, c1, c2, t1), expected, rtol=1e-10)
 
 
-def test_both_factors_are_those_of_the_dossier(flows):
+def test_both_factors_are_those_of_another_program(flows):
     for name, a, b in (("general", 0.83875802, 1.64423691), ("negative", -1.22904426, -0.74199042)):
         index = NAMES.index(name)
         np.testing.assert_allclose([flows.params["a"][index], flows.params["b"][index]], [a, b], atol=2e-8)

@@ -18,6 +18,7 @@ from jaxgen.flows import (
     start_at,
 )
 from jaxgen.flows.start_laws import Ones
+from jaxgen.models import diagonal_params
 
 LAWS = {"gaussian": gaussian_start(0.8), "skewed": skewed_start(0.7), "ones": Ones()}
 loss_of, loss_and_gradient = jax.jit(quartic_loss), jax.jit(jax.value_and_grad(quartic_loss))
@@ -108,7 +109,7 @@ def test_rescaled_correlations_are_those_of_a_wider_law():
 
 
 def test_the_start_is_a_multiple_of_the_identity_in_two_blocks():
-    sector, full = start_at(0.7, 0.4, 3), start_at(0.7, 0.4, 3, full=True)
+    sector, full = start_at(0.7, 0.4, 3), diagonal_params(0.7, 0.4, 3)
     np.testing.assert_array_equal(sector["kq"], 0.7 * np.eye(3))
     np.testing.assert_array_equal(sector["pv"], 0.4 * np.eye(3))
     for found, expected in zip(jax.tree.leaves(full), jax.tree.leaves(embedded(sector)), strict=True):
@@ -119,7 +120,7 @@ def test_the_start_is_a_multiple_of_the_identity_in_two_blocks():
 def test_parameters_of_other_blocks_than_the_correlations_are_refused():
     correlations = population_correlations(gaussian_start(), 4, 2)
     with pytest.raises(ValueError, match="params of 64 features do not fit correlations of 8: both must be of all"):
-        quartic_loss(start_at(1.0, 1.0, 2, full=True), correlations)
+        quartic_loss(diagonal_params(1.0, 1.0, 2), correlations)
     with pytest.raises(ValueError, match="params of 27 features do not fit correlations of 8"):
         quartic_loss(start_at(1.0, 1.0, 3), correlations)
 

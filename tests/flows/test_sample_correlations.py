@@ -98,7 +98,7 @@ def test_the_gradients_of_both_matrices_scale_alike_on_samples(sequences):
 
 
 def test_the_hand_made_sequences_are_predicted_as_they_should():
-    # Dossier 7-F. One coordinate turning by i is predicted exactly at ab = 1.
+    # One coordinate turning by i is predicted exactly at ab = 1.
     turn = 1j ** np.arange(6)
     features = features_of(turn[None, :, None])
     np.testing.assert_allclose(features[0] @ feature_weights(start_at(1.0, 1.0, 1)).T, turn[2:, None], atol=1e-15)
@@ -137,7 +137,7 @@ def test_the_ratio_at_the_last_position_is_that_of_a_loop(compiled_ratio, law, f
 
 
 def test_the_mean_ratio_of_the_diagonal_model_is_its_product_times_the_variance(compiled_ratio):
-    # Dossier 3.6, for any length; here another than that of the training.
+    # For any length; here another than that of the training.
     x = draw(KEY, gaussian_start(), 20_000, 6, DIMENSION)
     parts = [compiled_ratio(part)[0] for part in x.reshape(20, 1000, 6, DIMENSION)]
     ratios = np.array([(feature_weights(start_at(0.5, 0.4, DIMENSION)) * part).sum(axis=1) for part in parts])

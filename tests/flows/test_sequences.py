@@ -7,13 +7,13 @@ import pytest
 from programs import PLATFORMS
 
 from jaxgen.flows import (
-    evolve,
     gaussian_start,
     sample_haar_sequences,
     sample_noisy_sequences,
     sample_sequences,
     sequence_parts,
 )
+from jaxgen.flows.sequences import evolve
 from jaxgen.flows.start_laws import Ones
 
 KEY = jax.random.key(7)

@@ -30,15 +30,15 @@ from jaxgen.flows import (
     population_loss,
     rademacher_start,
     rates,
-    scalars_of,
     skewed_start,
     spiked_start,
     time_to,
     uniform_start,
 )
 from jaxgen.flows.start_laws import Ones
+from jaxgen.flows.two_scalars import scalars_of
 
-# Dossier 7-A: limits of ab on N(0, 1).
+# Limits of ab on N(0, 1).
 GAUSSIAN = [
     (1, 7, 1 / 5),
     (2, 5, 18 / 101),
@@ -55,7 +55,7 @@ GAUSSIAN = [
     (20, 100, 0.16661615656984669),
     (5, 1000, 0.19880739945357417),
 ]
-# Dossier 7-B.
+# Limits with the mask, and of other laws.
 OTHERS = [
     (rademacher_start(), 2, 5, 18 / 29),
     (rademacher_start(), 5, 5, 9 / 31),
@@ -69,14 +69,14 @@ OTHERS = [
     (one_hot_start(0.5), 5, 100, 4.0),
     (one_hot_start(2.0), 4, 7, 0.25),
 ]
-# Dossier 7-G: a0, b0, c1, c2, tau, and ab.
+# By another program: a0, b0, c1, c2, tau, and ab.
 FLOWS = [
     (0.5, 1.5, 2.0, 3.0, 0.3, 1.3791168863946),
     (0.1, 0.1, 2.0, 3.0, 0.5, 0.1781838111823),
     (-1.0, 0.2, 2.0, 3.0, 0.4, 0.9119390620376),
     (2.0, 0.5, 1.0, 0.5, 1.0, 0.5095563239176),
 ]
-# Dossier 5.1 and 5.2: law, step size, c1, c2, ab after 200 epochs from three starts, and further (start, epoch, ab).
+# Derived: law, step size, c1, c2, ab after 200 epochs from three starts, and further (start, epoch, ab).
 STARTS = ((0.1, 0.1), (0.5, 1.5), (2.0, 2.0))
 DESCENTS = {
     "gaussian 0.5": (gaussian_start(0.5), 1e-3, 23.9376143, 18.375, (0.732560553, 0.767620284, 0.767951118), ()),
@@ -100,7 +100,7 @@ DESCENTS = {
         ((0, 120, 0.247076296),),
     ),
 }
-# Dossier 7-I: R^2 at infinity, R^2 and E-ratio u m2 at d = 5, T = 100, share of x != 0 where it is not 1.
+# Derived: R^2 at infinity, R^2 and E-ratio u m2 at d = 5, T = 100, share of x != 0 where it is not 1.
 CAPABILITIES = {
     "gaussian": (gaussian_start(), 0.6, 0.5757152656, 0.1919050885),
     "rademacher": (rademacher_start(), 1.0, 0.8258257206, 0.8258257206),
@@ -161,7 +161,7 @@ def test_laws_with_odd_moments_are_refused_unless_told_otherwise(law):
     with pytest.raises(ValueError, match=r"Assumption 4\.1 violated: a moment with an odd exponent does not vanish"):
         limit_product(law, 5, 5)
     assert float(limit_product(law, 5, 5, check=False)) > 0
-    # The theorem's value for the skewed law, dossier 7-L.
+    # The theorem's value for the skewed law.
     assert float(limit_product(skewed_start(), 5, 5, check=False)) == pytest.approx(9 / 77, rel=1e-14)
     assert float(limit_product(skewed_start(), 100, 5, check=False)) == pytest.approx(0.2445893678, abs=5e-11)
 
@@ -263,7 +263,7 @@ def test_limits_lie_on_the_orbit_of_the_start():
 
 
 def test_the_time_to_a_fraction_of_the_limit():
-    # Dossier 7-G, 243 epochs at 1e-3; the last digits are from fractions (4.461358582602 there).
+    # 243 epochs at 1e-3; from 30 digits.
     c1, c2 = (float(rate) for rate in rates(kappas(gaussian_start(0.5), 5), 100))
     time = float(time_to(0.99, 0.1, c2 / c1))
     assert time == pytest.approx(4.461358582603446, rel=1e-14)
@@ -358,7 +358,7 @@ def test_the_capability_of_the_trained_layer(law, at_infinity, at_100, ratio):
 
 
 def test_the_ratio_over_targets_that_are_not_zero():
-    # Dossier 7-I: divided by P(x != 0) = 1 - 1/e and 0.2.
+    # Divided by P(x != 0) = 1 - 1/e and 0.2.
     for law, present, expected in (
         (poisson_start(), 1 - np.exp(-1), 0.2267229661),
         (spiked_start(), 0.2, 0.9595254426),

@@ -74,10 +74,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits_and_is_taken_up_by_another(
     np.testing.assert_allclose(start[0][:, 0], np.broadcast_to(0.5 * np.eye(2), (2, 2, 2)))
     np.testing.assert_allclose(start[1][:, 0], np.broadcast_to(1.5 * np.eye(2), (2, 2, 2)))
     assert np.abs(gaussian.losses[0] - gaussian.losses[1]).min() > 0
-    assert len(whole["small"].kq) == 8
-    damaged = tmp_path / "whole" / "checkpoints" / "small-7.npz"
+    assert len(whole["small"].kq) == 24
+    damaged = tmp_path / "whole" / "checkpoints" / "small-23.npz"
     damaged.write_bytes(damaged.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"small-7.npz cannot be read .*; start a new run"):
+    with pytest.raises(ValueError, match=r"small-23.npz cannot be read .*; start a new run"):
         training.check(CONFIG, taken)
     masked = whole["ones"].sector(f"{tables.MASKED}, {tables.start_name(references.STARTS[0])}")
     for block in masked:
