@@ -39,7 +39,7 @@ class Config:
     """Training sequences of a seed for each of the eight laws; of Laplace tokens, whose tails are heavy, four times."""
     process_sequences: int = 5000
     """Training sequences of a seed, and fresh ones, for the processes beyond the paper's."""
-    scatter_seeds: int = 400
+    scatter_seeds: int = 1200
     """Training sets, of 2,000 sequences with d = 3 and T = 12 each, whose scatter is compared with its prediction."""
     direct_sequences: int = 500
     """Sequences on which gradient descent also differentiates the layer itself, at most 2,000."""
@@ -67,8 +67,8 @@ PRESETS: Mapping[str, Config] = {
         depth_steps=150,
     ),
     "default": Config(),
-    "gpu": Config(seeds=16, scatter_seeds=1000, depths=(1, 2, 3, 4), depth_steps=10_000),
-    "paper": Config(seeds=32, scatter_seeds=1000, direct_sequences=2000, direct_epochs=200),
+    "gpu": Config(seeds=16, depths=(1, 2, 3, 4), depth_steps=10_000),
+    "paper": Config(seeds=32, direct_sequences=2000, direct_epochs=200),
 }
 PRESET_NOTES = {
     "ci": "a minute on 2 CPU cores: exact flows at the paper's size, samples with d = 3, T = 20, three seeds",

@@ -49,7 +49,7 @@ CLAIMS = (
         reference=references.SCATTER_MEAN,
         margin=0.0015,
         margin_reason="a fifth of the scatter",
-        seeds=400,
+        seeds=1200,
         primary=False,
     ),
     Claim(
