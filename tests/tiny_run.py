@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxgen.training import Checkpoints, checkpoints, create, ema, fit, in_memory
+from jaxgen.training import Checkpoints, create, ema, fit, in_memory, manifest
 
 STEPS = 24
 CONFIG = {"width": 5, "optimiser": {"name": "adam", "rate": 0.01}}
@@ -54,7 +54,7 @@ def constants():
 
 def run(path=None, *, steps=STEPS, mesh=None, **options):
     """Train with checkpoints in `path`, or without any."""
-    options = {"steps_per_call": 2, **options}
+    options = {"steps_per_call": 2, "call_seconds": None, **options}
     if path is None:
         return fit(update, start(), constants(), data(mesh), steps=steps, mesh=mesh, **options)
     with Checkpoints(path, config=CONFIG, keep=2) as saved:
@@ -63,7 +63,7 @@ def run(path=None, *, steps=STEPS, mesh=None, **options):
 
 
 def _main(path, hold=None):
-    digest = checkpoints._sha256
+    digest = manifest.sha256
 
     def hanging(file):
         if hold is not None and file.parts[-3].startswith(f"{hold}."):
@@ -72,7 +72,7 @@ def _main(path, hold=None):
             time.sleep(600)
         return digest(file)
 
-    checkpoints._sha256 = hanging
+    manifest.sha256 = hanging
 
     def announce(step, metrics):
         print(f"step {step}\n", end="", flush=True)

@@ -1,28 +1,31 @@
 """Training: the state, the loop, averages, checkpoints, meshes and batches; it knows no loss and no network."""
 
 from jaxgen.training.checkpoints import (
-    CheckpointDamagedError,
-    CheckpointError,
     Checkpoints,
     Restored,
-    fingerprint,
+    best_step,
     read_config,
     restore_params,
 )
 from jaxgen.training.data import Batches, InMemory, in_memory, permuted_index
 from jaxgen.training.ema import Ema, EmaState, ema
-from jaxgen.training.loop import Metrics, TrainingDivergedError, Update, fit, run_span
+from jaxgen.training.fitting import CheckpointDamagedError, CheckpointError
+from jaxgen.training.gradients import accumulated_gradient
+from jaxgen.training.loop import Timing, TrainingDivergedError, fit
 from jaxgen.training.mesh import (
     RULES,
     batch_sharding,
     check_batch,
     make_mesh,
     parse_mesh,
+    place,
     replicate,
     shard_batch,
     state_shardings,
 )
+from jaxgen.training.span import Metrics, Update, run_span
 from jaxgen.training.state import SEED_AXES, TrainState, create
+from jaxgen.training.tree_paths import fingerprint
 
 __all__ = [
     "RULES",
@@ -36,10 +39,13 @@ __all__ = [
     "InMemory",
     "Metrics",
     "Restored",
+    "Timing",
     "TrainState",
     "TrainingDivergedError",
     "Update",
+    "accumulated_gradient",
     "batch_sharding",
+    "best_step",
     "check_batch",
     "create",
     "ema",
@@ -49,6 +55,7 @@ __all__ = [
     "make_mesh",
     "parse_mesh",
     "permuted_index",
+    "place",
     "read_config",
     "replicate",
     "restore_params",

@@ -1,42 +1,47 @@
 """Checkpoints of a training run: written asynchronously and atomically by orbax, verified by our own manifest.
 
 A checkpoint is the folder `PATH/STEP` with the arrays of the state (`state/`), the position in the data (`data/`),
-what they belong to (`meta/`) and `manifest.json`, the sha256 of every file of these. The manifest is written before
-the folder gets its name, so that a folder with a name has one. This is the only module that knows orbax.
+what they belong to (`meta/`) and the sha256 of every file of these (see `manifest`). The manifest is written before
+the folder gets its name, so that a folder with a name has one. Several processes write into one common folder, each
+the shards that it holds. This is the only module that knows orbax.
 """
 
-import hashlib
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-_MANIFEST = "manifest.json"
-# Orbax rewrites these two when it renames the folder; they hold times, and nothing that is restored.
-_BOOKKEEPING = ("_CHECKPOINT_METADATA", "commit_success.txt")
-_FORMAT = 1
+from jaxgen.training import manifest
+from jaxgen.training.fitting import CheckpointDamagedError, CheckpointError, compare_arrays, compare_configs
+from jaxgen.training.keeping import Keeping, best_first, read_json
+from jaxgen.training.tree_paths import describe, flatten
 
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or does not fit the run that wants it."""
-
-
-class CheckpointDamagedError(CheckpointError):
-    """The files of a checkpoint are not what was written."""
+_FORMAT = 2
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds."""
+    """What a checkpoint holds.
+
+    Attributes:
+        state: the state.
+        data: position in the data.
+        restored: dotted paths of the arrays that were read.
+        initialised: those that the checkpoint does not hold, or holds in another shape or dtype: left as they were.
+        unused: those that the checkpoint holds and the state does not ask for.
+    """
 
     state: PyTree
     data: dict[str, Any]
+    restored: tuple[str, ...]
+    initialised: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 class Checkpoints:
@@ -46,20 +51,34 @@ class Checkpoints:
         path: the folder; made if it does not exist. The first save removes what a killed process left half-written.
         config: settings (JSON) that a resumed run must share; what may differ is left out by the caller.
         keep: number of newest checkpoints to keep.
+        best: name of a metric; the checkpoints where it was best are kept besides the newest.
+        keep_best: how many of these.
+        maximise: whether larger is better.
 
     Raises:
-        ValueError: if `keep` is below 1.
+        ValueError: if `keep` or `keep_best` is below 1.
         CheckpointError: if the folder cannot be made or written.
     """
 
-    def __init__(self, path: str | Path, *, config: Mapping[str, Any] | None = None, keep: int = 3):
-        if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        config: Mapping[str, Any] | None = None,
+        keep: int = 3,
+        best: str | None = None,
+        keep_best: int = 1,
+        maximise: bool = False,
+    ):
+        for name, value in (("keep", keep), ("keep_best", keep_best)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         self.path = Path(path).absolute()
         self._config = json.loads(json.dumps(config or {}))
         self._writing: int | None = None
+        self._keeping = Keeping(self.path, keep, best, keep_best, maximise)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            preservation_policy=self._keeping,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
         )
@@ -80,26 +99,36 @@ class Checkpoints:
         """Return the step of the newest checkpoint that is completely written, None if there is none."""
         return max(_steps(self.path), default=None)
 
-    def save(self, state: PyTree, *, data: Mapping[str, Any] | None = None, constants: str = "") -> None:
+    def save(
+        self,
+        state: PyTree,
+        *,
+        data: Mapping[str, Any] | None = None,
+        constants: str = "",
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
         """Begin to write the checkpoint of `state.step`; the state may be donated as soon as this returns.
 
         Args:
             state: a `TrainState`.
             data: position in the data (JSON).
             constants: `fingerprint` of the constants of the run.
+            metrics: numbers of this step, by which the best checkpoints are found.
 
         Raises:
             CheckpointError: if the checkpoint before it could not be written, or this one cannot.
         """
         self.wait()
-        step, arrays = int(state.step), _flatten(state)
+        step, arrays = int(state.step), flatten(state)
+        numbers = {name: float(value) for name, value in (metrics or {}).items()}
         meta = {
             "format": _FORMAT,
             "config": self._config,
             "constants": constants,
-            "arrays": {path: _describe(leaf) for path, leaf in arrays.items()},
+            "metrics": {name: value for name, value in numbers.items() if math.isfinite(value)},
+            "arrays": {path: describe(leaf) for path, leaf in arrays.items()},
         }
-        self._writing = step
+        self._writing, self._keeping.known[step] = step, meta["metrics"]
         try:
             self._manager.save(
                 step,
@@ -122,36 +151,40 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+            if self._writing is not None and jax.process_index() == 0:
+                manifest.seal(self.path / str(self._writing))
         except Exception as error:
             raise self._unwritten(error) from error
 
-    def restore(self, like: PyTree, *, constants: str = "") -> Restored:
+    def restore(self, like: PyTree, *, constants: str = "", partial: bool = False) -> Restored:
         """Read the newest checkpoint that is undamaged, onto the devices where `like` lies.
 
-        A damaged one is passed over with a warning, and set aside as `STEP.damaged`.
+        The mesh may be another than the one that saved. A damaged checkpoint is passed over with a warning, and set
+        aside as `STEP.damaged`. Beside the state, no more than a part of one array is held in memory.
 
         Args:
             like: a state of the expected structure, as arrays or as shapes with shardings.
             constants: `fingerprint` of the constants of the run.
+            partial: read the arrays that fit and leave the others as `like` has them; the result tells which. Another
+                configuration and other constants are accepted.
 
         Raises:
             CheckpointError: if there is no undamaged checkpoint, or it belongs to another configuration, to other
-                constants or to a state of another structure, shape or dtype.
+                constants or to a state of another structure, shape or dtype; for a partial one, if nothing fits, or
+                an array that does not fit is given as a shape.
         """
         step, meta, damaged = _newest_good(self.path)
-        _compare_configs(self.path / str(step), meta["config"], self._config)
-        if meta["constants"] != constants:
-            raise CheckpointError(
-                f"{self.path / str(step)} was made with other constants: their sha256 was "
-                f"{meta['constants'] or 'none'}, now it is {constants or 'none'}"
-            )
-        state = _read_arrays(self.path / str(step), meta, like, "")
-        data = _read_json(self.path / str(step) / "data")
-        for bad in damaged:
-            (self.path / str(bad)).rename(self.path / f"{bad}.damaged")
-        if damaged:
-            self._manager.reload()
-        return Restored(state, data)
+        folder = self.path / str(step)
+        if not partial:
+            compare_configs(folder, meta["config"], self._config)
+            if meta["constants"] != constants:
+                raise CheckpointError(
+                    f"{folder} was made with other constants: their sha256 was "
+                    f"{meta['constants'] or 'none'}, now it is {constants or 'none'}"
+                )
+        restored = _read_fitting(folder, meta, like) if partial else _read_whole(folder, meta, like)
+        self._set_aside(damaged)
+        return restored
 
     def close(self) -> None:
         """Wait for the checkpoint that is being written, and release orbax's threads."""
@@ -160,16 +193,42 @@ class Checkpoints:
         finally:
             self._manager.close()
 
+    def _set_aside(self, damaged: Sequence[int]) -> None:
+        if jax.process_index() == 0:
+            for bad in damaged:
+                (self.path / str(bad)).rename(self.path / f"{bad}.damaged")
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            self._manager.reload()
+
     def _write_manifest(self) -> None:
-        # Orbax calls this from its thread when all files are written and the folder has its temporary name.
+        # Orbax calls this from its thread when all files of all processes are written and the folder has its
+        # temporary name; with several processes, from one of them.
         (folder,) = self.path.glob(f"{self._writing}.*-tmp*")
-        digests = {name: _sha256(folder / name) for name in _files(folder)}
-        (folder / _MANIFEST).write_text(json.dumps(digests, separators=(",", ":")))
+        manifest.write_manifest(folder)
 
     def _unwritten(self, error: Exception) -> CheckpointError:
         good = self.latest_step
         last = "there is none before it" if good is None else f"the last good one is {self.path / str(good)}"
-        return CheckpointError(f"checkpoint {self._writing} could not be written: {_sentence(error)}; {last}")
+        return CheckpointError(
+            f"checkpoint {self._writing} could not be written: {manifest.one_sentence(error)}; {last}"
+        )
+
+
+def best_step(path: str | Path, metric: str, *, maximise: bool = False) -> int:
+    """Return the step of a run's undamaged checkpoint where a metric was best; of equal ones, the latest.
+
+    Raises:
+        CheckpointError: if no undamaged checkpoint has this metric.
+    """
+    root = Path(path).absolute()
+    found = {step: meta["metrics"] for step in _steps(root) if (meta := _verified_or_none(root / str(step)))}
+    ranked = best_first(found, metric, maximise)
+    if not ranked:
+        known = sorted({name for metrics in found.values() for name in metrics})
+        raise CheckpointError(f"no checkpoint in {root} has the metric {metric!r}, only {known}")
+    return ranked[0]
 
 
 def restore_params(path: str | Path, like: PyTree, *, field: str = "params", step: int | None = None) -> PyTree:
@@ -179,29 +238,23 @@ def restore_params(path: str | Path, like: PyTree, *, field: str = "params", ste
         path: the folder of the checkpoints; it is not changed.
         like: the field's expected structure, as arrays or shapes; shapes without a sharding go to the first device.
         field: which part of the state, dotted, for example "params" or "ema.average".
-        step: a certain checkpoint instead of the newest.
+        step: a certain checkpoint instead of the newest, for example that of `best_step`.
 
     Raises:
         CheckpointError: if there is no such checkpoint or field, or its structure, shapes or dtypes differ.
     """
     folder, meta = _open(path, step)
-    return _read_arrays(folder, meta, like, field)
+    wanted = flatten(like, field)
+    prefix = f"{field}." if field else ""
+    stored = {path: kind for path, kind in meta["arrays"].items() if path == field or path.startswith(prefix)}
+    compare_arrays(folder, stored, {path: describe(leaf) for path, leaf in wanted.items()})
+    arrays = _read_arrays(folder, wanted)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
 
 
 def read_config(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
     """Read the configuration that a run's newest undamaged checkpoint (or that of `step`) was made with."""
     return _open(path, step)[1]["config"]
-
-
-def fingerprint(tree: PyTree) -> str:
-    """Return the sha256 of the paths, shapes, dtypes and values of all arrays of a tree; "" if it has none."""
-    arrays = _flatten(tree)
-    digest = hashlib.sha256()
-    for path, leaf in sorted(arrays.items()):
-        digest.update(f"{path}:{_describe(leaf)};".encode())
-        values = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest() if arrays else ""
 
 
 def _open(path: str | Path, step: int | None) -> tuple[Path, dict[str, Any]]:
@@ -234,103 +287,60 @@ def _newest_good(root: Path) -> tuple[int, dict[str, Any], list[int]]:
     raise CheckpointError(f"{root} has no usable checkpoint: {reason}")
 
 
+def _verified_or_none(folder: Path) -> dict[str, Any] | None:
+    try:
+        return _verify(folder)
+    except CheckpointDamagedError:
+        return None
+
+
 def _verify(folder: Path) -> dict[str, Any]:
     """Check every file against the manifest and return the meta data."""
+    if (found := manifest.damage(folder)) is not None:
+        raise CheckpointDamagedError(found)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_bytes())
-        wrong = [name for name, digest in manifest.items() if _sha256(folder / name) != digest]
-        if not manifest or wrong:
-            raise CheckpointDamagedError(f"{folder} is damaged: {(wrong or [_MANIFEST])[0]} is not what was written")
-        meta = _read_json(folder / "meta")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointDamagedError(f"{folder} is damaged: {_sentence(error)}") from error
-    if meta["format"] != _FORMAT:
-        raise CheckpointError(f"{folder} has format {meta['format']}, this version reads {_FORMAT}")
+        meta = read_json(folder / "meta")
+        version = meta["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointDamagedError(f"{folder} is damaged: {manifest.one_sentence(error)}") from error
+    if version != _FORMAT:
+        raise CheckpointError(f"{folder} has format {version}, this version reads {_FORMAT}")
     return meta
 
 
-def _read_arrays(folder: Path, meta: dict[str, Any], like: PyTree, field: str) -> PyTree:
-    wanted = _flatten(like, field)
-    prefix = f"{field}." if field else ""
-    stored = {path: kind for path, kind in meta["arrays"].items() if path == field or path.startswith(prefix)}
-    _compare_arrays(folder, stored, {path: _describe(leaf) for path, leaf in wanted.items()})
+def _read_whole(folder: Path, meta: Mapping[str, Any], like: PyTree) -> Restored:
+    wanted = flatten(like)
+    compare_arrays(folder, meta["arrays"], {path: describe(leaf) for path, leaf in wanted.items()})
+    arrays = _read_arrays(folder, wanted)
+    state = jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+    return Restored(state, read_json(folder / "data"), tuple(wanted))
+
+
+def _read_fitting(folder: Path, meta: Mapping[str, Any], like: PyTree) -> Restored:
+    wanted, stored = flatten(like), meta["arrays"]
+    fitting = {path: leaf for path, leaf in wanted.items() if stored.get(path) == describe(leaf)}
+    others = tuple(path for path in wanted if path not in fitting)
+    if not fitting:
+        compare_arrays(folder, stored, {path: describe(leaf) for path, leaf in wanted.items()})
+    if shapes := [path for path in others if isinstance(wanted[path], jax.ShapeDtypeStruct)]:
+        raise CheckpointError(
+            f"{folder} does not hold {shapes[0]} as {describe(wanted[shapes[0]])}, and the state to restore into gives "
+            f"only its shape; pass an initialised state"
+        )
+    arrays = wanted | _read_arrays(folder, fitting)
+    state = jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+    unused = tuple(path for path in stored if path not in fitting)
+    return Restored(state, read_json(folder / "data"), tuple(fitting), others, unused)
+
+
+def _read_arrays(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     targets = {path: _target(leaf) for path, leaf in wanted.items()}
     restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
-        arrays = reader.restore(folder / "state", args=arguments)
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+        return reader.restore(folder / "state", args=arguments)
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
     sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _compare_configs(folder: Path, stored: Any, wanted: Any) -> None:
-    old, new = _flatten_json(stored), _flatten_json(wanted)
-    differing = [
-        f"{name} was {old.get(name, 'absent')}, now {new.get(name, 'absent')}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in old or name not in new or old[name] != new[name]
-    ]
-    if differing:
-        raise CheckpointError(f"{folder} was made with another configuration: {'; '.join(differing)}")
-
-
-def _compare_arrays(folder: Path, stored: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    differing = [
-        f"{path} is {stored.get(path, 'absent')}, expected {wanted.get(path, 'none')}"
-        for path in sorted(stored.keys() | wanted.keys())
-        if stored.get(path) != wanted.get(path)
-    ]
-    if differing:
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise CheckpointError(f"{folder} holds another state: {'; '.join(differing[:5])}{more}")
-
-
-def _flatten(tree: PyTree, prefix: str = "") -> dict[str, Any]:
-    """Name every array of a tree by its dotted path, in the order of the tree's leaves."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    named = {}
-    for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        named[".".join(filter(None, (prefix, name)))] = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    if len(named) != len(leaves):
-        raise ValueError("two arrays of the state have the same dotted path; rename a key that contains a dot")
-    return named
-
-
-def _flatten_json(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for name, inner in value.items():
-        flat |= _flatten_json(inner, f"{prefix}.{name}" if prefix else name)
-    return flat
-
-
-def _describe(leaf: Any) -> str:
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "metadata").read_bytes())
-
-
-def _files(folder: Path) -> list[str]:
-    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    return [name for name in names if name not in _BOOKKEEPING and name != _MANIFEST]
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

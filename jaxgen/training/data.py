@@ -28,6 +28,9 @@ class Batches(Protocol):
     select: Callable[[PyTree, Int[Array, ""]], PyTree]
     """`select(payload, offset)` is the batch of step `first + offset`; pure, traced, and hashable by value."""
 
+    block: int | None
+    """No span of steps that `load` is asked for crosses a multiple of it; None sets no bound."""
+
     def load(self, first: int, count: int) -> PyTree:
         """Return the payload for steps first ... first + count - 1; its shapes never depend on either."""
         ...
@@ -69,6 +72,8 @@ class _Indexed:
 
 class InMemory:
     """Batches of arrays that live on the device; see `in_memory`."""
+
+    block = None
 
     def __init__(self, window: _Window, select: _Indexed):
         self.select = select

@@ -1,26 +1,40 @@
 """The training loop: it runs a pure update over batches, and knows neither loss nor optimiser nor network."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Int, PyTree
+from jax.sharding import Mesh, SingleDeviceSharding
+from jaxtyping import Array, Bool, PyTree
 
-from jaxgen.training.checkpoints import Checkpoints, fingerprint
+from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.data import Batches
-from jaxgen.training.mesh import RULES, batch_sharding, check_batch, replicate, state_shardings
+from jaxgen.training.manifest import agreed
+from jaxgen.training.mesh import RULES, batch_sharding, place, replicate_all, state_shardings
+from jaxgen.training.span import Update, run_span
 from jaxgen.training.state import TrainState, owned
-
-Metrics: TypeAlias = Mapping[str, Any]
-Update: TypeAlias = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
+from jaxgen.training.tree_paths import fingerprint
 
 
 class TrainingDivergedError(FloatingPointError):
     """A watched metric or a parameter is no longer finite; names the step and the last good checkpoint."""
+
+
+class Timing(NamedTuple):
+    """Where the time of the last call of the compiled program went, in seconds a step."""
+
+    step: Any
+    """Wall time from the end of one call to the end of the next."""
+    host: Any
+    """The host's own work: starting the program and reporting metrics. On a CPU, whose small programs run while they
+    are started, it includes these."""
+    data: Any
+    """Waiting for batches."""
 
 
 class _Span(NamedTuple):
@@ -41,13 +55,16 @@ def fit(
     mesh: Mesh | None = None,
     axes: PyTree | None = None,
     rules: Mapping[str, str] = RULES,
+    fully_sharded: bool = False,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     save_every: int | None = None,
     log_every: int = 1,
     on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
+    on_timing: Callable[[int, Timing], None] | None = None,
     stop: Callable[[], bool] | None = None,
     steps_per_call: int = 16,
+    call_seconds: float | None = 1.0,
     watch: str = "loss",
 ) -> TrainState:
     """Train until `steps` updates are done.
@@ -69,15 +86,20 @@ def fit(
         mesh: devices to train on; None trains on one.
         axes: logical axis names of the parameters, see `state_shardings`.
         rules: from logical axis name to mesh axis.
+        fully_sharded: split parameters, averages and the optimiser's state over the data axis too, see
+            `state_shardings`: a device holds its share of the state, and collects parameters where it uses them.
         checkpoints: where to save, after every `save_every` steps, on `stop` and at the end.
         resume: continue from the newest good checkpoint, or from the beginning if there is none.
         save_every: steps between checkpoints; None saves at the end only.
         log_every: steps between calls of `on_metrics`, which is also called for the last step.
         on_metrics: called as `on_metrics(step, metrics)` with host arrays, one call of the compiled program late, so
             that the device never waits for the host. After a kill, the steps since the checkpoint are reported again.
-        stop: asked before every call of the compiled program; once it returns true, the state is saved and returned
-            early, and the caller sees `state.step < steps`.
+        on_timing: called as `on_timing(step, timing)` once for each call of the compiled program.
+        stop: asked before every call of the compiled program; once it returns true, in any process, the state is
+            saved and returned early, and the caller sees `state.step < steps`.
         steps_per_call: most steps in one call; the host's time per step falls in proportion.
+        call_seconds: about how long a call may take: fewer steps where they are slow, so that `stop` is heard and
+            metrics arrive in time; None makes every call as long as it can be.
         watch: the metric that must stay finite; it may have a leading axis of seeds.
 
     Returns:
@@ -88,87 +110,110 @@ def fit(
         TrainingDivergedError: if the watched metric, or at a save a parameter or an average, is not finite.
         CheckpointError: if no checkpoint can be read or one cannot be written.
     """
-    _check_arguments(steps, save_every, log_every, steps_per_call, checkpoints, resume)
+    _check_arguments(steps, save_every, log_every, steps_per_call, call_seconds, checkpoints, resume)
     state, layout, sharding = owned(state, constants), None, None
+    shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
     if mesh is not None:
-        shardings = state_shardings(state, mesh, axes, rules)
+        shardings = state_shardings(state, mesh, axes, rules, fully_sharded=fully_sharded)
         layout, sharding = tuple(jax.tree.leaves(shardings)), batch_sharding(mesh)
-        state, constants = jax.device_put(state, shardings), _on_mesh(constants, mesh)
+        constants = replicate_all(constants, mesh)
     digest = fingerprint(constants) if checkpoints is not None else ""
     saved: int | None = None
     if checkpoints is not None and resume and checkpoints.latest_step is not None:
-        state, position = checkpoints.restore(state, constants=digest)
+        state, position = checkpoints.restore(_released(state, shardings), constants=digest)[:2]
         batches.seek(position)
         saved = int(state.step)
+    elif mesh is not None:
+        state = place(state, shardings)
     done = int(state.step)
     span = functools.partial(run_span, update, batches.select, steps_per_call, layout, sharding, watch)
     report = functools.partial(_report, steps, log_every, on_metrics, watch, checkpoints)
+    pace = _Pace(steps_per_call, call_seconds, on_timing)
 
-    pending = None
-    while done < steps and not (stop is not None and stop()):
-        count = min(steps_per_call, steps - done, (save_every - done % save_every) if save_every else steps)
-        payload = batches.load(done, count)
+    pending, numbers = None, {}
+    while done < steps:
+        stopping, most = _agree(stop is not None and stop(), pace.steps)
+        if stopping:
+            break
+        count = min(most, *_until_cuts(done, steps, save_every, batches.block))
+        with pace.waiting_for_data():
+            payload = batches.load(done, count)
         if mesh is not None:
             _check_placement(payload, mesh)
         state, metrics = span(state, constants, payload, np.int32(count))
         jax.tree.map(lambda leaf: leaf.copy_to_host_async(), metrics)
         # The device is busy with this span while the host reads the metrics of the one before it.
-        report(pending)
+        report(pace.arrived(pending))
         pending, done = _Span(done, count, metrics), done + count
         if checkpoints is not None and save_every and done % save_every == 0:
-            report(pending)
+            numbers = report(pace.arrived(pending))
             pending, saved = None, done
-            _save(checkpoints, state, batches, digest, done)
-    report(pending)
+            _save(checkpoints, state, batches, digest, done, numbers)
+    numbers = report(pace.arrived(pending)) or numbers
     if checkpoints is not None:
         if saved != done:
-            _save(checkpoints, state, batches, digest, done)
+            _save(checkpoints, state, batches, digest, done, numbers)
         checkpoints.wait()
     return state
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5), donate_argnums=6)
-def run_span(
-    update: Update,
-    select: Callable[[PyTree, Int[Array, ""]], PyTree],
-    length: int,
-    layout: tuple[NamedSharding, ...] | None,
-    sharding: NamedSharding | None,
-    watch: str,
-    state: TrainState,
-    constants: PyTree,
-    payload: PyTree,
-    count: Int[Array, ""],
-) -> tuple[TrainState, PyTree]:
-    """Run `count` of at most `length` steps; returns the state and the metrics, of which the first `count` are set."""
+class _Pace:
+    """How many steps the next call runs, and where the time of the last one went."""
 
-    @jax.jit
-    def step(state, offset):
-        batch = select(payload, offset)
-        if sharding is not None:
-            for leaf in jax.tree.leaves(batch):
-                check_batch(leaf.shape[0], sharding.mesh)
-            batch = jax.lax.with_sharding_constraint(batch, sharding)
-        after, metrics = update(state, constants, batch)
-        if watch not in metrics:
-            raise ValueError(f"the update must return the watched metric {watch!r}, got {sorted(metrics)}")
-        after = after._replace(step=state.step + 1)
-        if layout is not None:
-            placed = jax.tree.unflatten(jax.tree.structure(after), layout)
-            after = jax.lax.with_sharding_constraint(after, placed)
-        return after, metrics
+    def __init__(self, most: int, seconds: float | None, on_timing: Callable[[int, Timing], None] | None):
+        self._most, self._seconds, self._on_timing = most, seconds, on_timing
+        # The first call tells how long a step takes, the second how long without the compilation.
+        self.steps = most if seconds is None else 1
+        self._ended: float | None = None
+        self._data = self._device = 0.0
 
-    def body(offset, carry):
-        state, history = carry
-        state, metrics = step(state, offset)
-        return state, jax.tree.map(lambda rows, row: rows.at[offset].set(row), history, metrics)
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time inside as waiting for batches."""
+        began = time.perf_counter()
+        yield
+        self._data += time.perf_counter() - began
 
-    zero = jnp.zeros((), jnp.int32)
-    # `step` is jitted so that asking for the shapes of its metrics and running it share one trace.
-    shapes = jax.eval_shape(step, state, zero)[1]
-    history = jax.tree.map(lambda metric: jnp.zeros((length, *metric.shape), metric.dtype), shapes)
-    # A loop with a traced bound, not a scan: one program serves every number of steps.
-    return jax.lax.fori_loop(zero, count, body, (state, history))
+    def arrived(self, span: _Span | None) -> _Span | None:
+        """Wait for the metrics of a span, and tell its timing."""
+        if span is None:
+            return None
+        began = time.perf_counter()
+        span = span._replace(metrics={name: np.asarray(value) for name, value in span.metrics.items()})
+        now = time.perf_counter()
+        self._device += now - began
+        if self._ended is not None:
+            whole = now - self._ended
+            if self._seconds is not None:
+                self.steps = int(np.clip(self._seconds * span.count / max(whole, 1e-9), 1, self._most))
+            if self._on_timing is not None:
+                host = max(whole - self._data - self._device, 0.0)
+                self._on_timing(
+                    span.first + span.count, Timing(whole / span.count, host / span.count, self._data / span.count)
+                )
+        self._ended, self._data, self._device = now, 0.0, 0.0
+        return span
+
+
+def _agree(stopping: bool, count: int) -> tuple[bool, int]:
+    """Let all processes run calls of one length, and stop together when one is told to."""
+    stopped, most = agreed(np.array([stopping, -count]), np.maximum.reduce).tolist()
+    return bool(stopped), -most
+
+
+def _until_cuts(done: int, steps: int, save_every: int | None, block: int | None) -> list[int]:
+    return [steps - done, *(every - done % every for every in (save_every, block) if every)]
+
+
+def _released(state: TrainState, shardings: PyTree) -> PyTree:
+    """Give the memory of a state back and return its shapes: what is restored takes its place."""
+
+    def release(leaf, sharding):
+        shape = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        leaf.delete()
+        return shape
+
+    return jax.tree.map(release, state, shardings)
 
 
 @jax.jit
@@ -177,16 +222,19 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])) if leaves else jnp.asarray(True)
 
 
-def _report(steps, log_every, on_metrics, watch, checkpoints, span: _Span | None) -> None:
+def _report(steps, log_every, on_metrics, watch, checkpoints, span: _Span | None) -> dict[str, float]:
+    """Pass the metrics of a span on, and return those of its last step."""
     if span is None:
-        return
-    metrics = {name: np.asarray(value) for name, value in span.metrics.items()}
+        return {}
+    metrics = span.metrics
     for index in range(span.count):
         step = span.first + index + 1
         if not np.isfinite(metrics[watch][index]).all():
             _diverged(f"{watch} is {_first_bad(metrics[watch][index, ...])} at step {step}", checkpoints)
         if on_metrics is not None and (step % log_every == 0 or step == steps):
             on_metrics(step, {name: value[index, ...] for name, value in metrics.items()})
+    # Over the seeds of a stacked state, their mean.
+    return {name: float(np.mean(value[span.count - 1])) for name, value in metrics.items()}
 
 
 def _first_bad(values: np.ndarray) -> str:
@@ -194,11 +242,11 @@ def _first_bad(values: np.ndarray) -> str:
     return f"{values[tuple(where)]}" + (f" (seed {','.join(map(str, where))})" if where.size else "")
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, batches: Batches, digest: str, step: int) -> None:
+def _save(checkpoints: Checkpoints, state: TrainState, batches: Batches, digest: str, step: int, metrics) -> None:
     # The metrics of this step have arrived finite, but a gradient that is not finite shows in them one step later.
     if not _all_finite((state.params, state.variables, state.ema)):
         _diverged(f"a parameter or its average is not finite after step {step}", checkpoints)
-    checkpoints.save(state, data=batches.position(step), constants=digest)
+    checkpoints.save(state, data=batches.position(step), constants=digest, metrics=metrics)
 
 
 def _diverged(what: str, checkpoints: Checkpoints | None) -> None:
@@ -210,16 +258,6 @@ def _diverged(what: str, checkpoints: Checkpoints | None) -> None:
     raise TrainingDivergedError(f"{what}; {where}")
 
 
-def _on_mesh(constants: PyTree, mesh: Mesh) -> PyTree:
-    """Leave alone what is already placed on this mesh, and copy the rest to all of its devices."""
-
-    def place(leaf):
-        sharding = getattr(leaf, "sharding", None)
-        return leaf if isinstance(sharding, NamedSharding) and sharding.mesh == mesh else replicate(leaf, mesh)
-
-    return jax.tree.map(place, constants)
-
-
 def _check_placement(payload: PyTree, mesh: Mesh) -> None:
     # The compiled program would accept arrays of one device, and copy them to the others in every call.
     for leaf in jax.tree.leaves(payload):
@@ -228,7 +266,7 @@ def _check_placement(payload: PyTree, mesh: Mesh) -> None:
             raise ValueError(f"the batches lie on {have} devices, the mesh has {mesh.size}: make them with this mesh")
 
 
-def _check_arguments(steps, save_every, log_every, steps_per_call, checkpoints, resume) -> None:
+def _check_arguments(steps, save_every, log_every, steps_per_call, call_seconds, checkpoints, resume) -> None:
     for name, value in (
         ("steps", steps),
         ("save_every", save_every),
@@ -237,6 +275,8 @@ def _check_arguments(steps, save_every, log_every, steps_per_call, checkpoints, 
     ):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if call_seconds is not None and not call_seconds > 0:
+        raise ValueError(f"call_seconds must be above 0, or None, got {call_seconds}")
     if checkpoints is None and (resume or save_every):
         raise ValueError("resume and save_every need checkpoints")
     if checkpoints is not None and not resume and checkpoints.latest_step is not None:

@@ -199,6 +199,7 @@ def test_metrics_arrive_one_call_late_while_the_next_call_runs():
         batches,
         steps=9,
         steps_per_call=2,
+        call_seconds=None,
         log_every=3,
         on_metrics=lambda step, metrics: events.append(f"step {step}"),
     )
@@ -317,7 +318,7 @@ class Stream:
     """Batches that are read in order, as from files: the host stacks those of a span, and a position is a place."""
 
     def __init__(self, length):
-        self.length, self.next = length, 0
+        self.length, self.next, self.block = length, 0, None
         self.arrays = jax.tree.map(np.asarray, tiny_run.data().load(0, 1).arrays)
 
     @staticmethod

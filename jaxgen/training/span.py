@@ -1,0 +1,64 @@
+"""Many steps of training as one compiled program."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree
+
+from jaxgen.training.mesh import check_batch
+from jaxgen.training.state import TrainState
+
+Metrics: TypeAlias = Mapping[str, Any]
+Update: TypeAlias = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Metrics]]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5), donate_argnums=6)
+def run_span(
+    update: Update,
+    select: Callable[[PyTree, Int[Array, ""]], PyTree],
+    length: int,
+    layout: tuple[NamedSharding, ...] | None,
+    sharding: NamedSharding | None,
+    watch: str,
+    state: TrainState,
+    constants: PyTree,
+    payload: PyTree,
+    count: Int[Array, ""],
+) -> tuple[TrainState, PyTree]:
+    """Run `count` of at most `length` steps; returns the state and the metrics, of which the first `count` are set."""
+
+    @jax.jit
+    def step(state, offset):
+        batch = select(payload, offset)
+        if sharding is not None:
+            for leaf in jax.tree.leaves(batch):
+                check_batch(leaf.shape[0], sharding.mesh)
+            batch = jax.lax.with_sharding_constraint(batch, sharding)
+        after, metrics = update(state, constants, batch)
+        if watch not in metrics:
+            raise ValueError(f"the update must return the watched metric {watch!r}, got {sorted(metrics)}")
+        after = after._replace(step=state.step + 1)
+        if layout is not None:
+            placed = jax.tree.unflatten(jax.tree.structure(after), layout)
+            after = jax.lax.with_sharding_constraint(after, placed)
+        return after, metrics
+
+    def body(offset, carry):
+        state, history = carry
+        state, metrics = step(state, offset)
+        return state, jax.tree.map(lambda rows, row: rows.at[offset].set(row), history, metrics)
+
+    zero = jnp.zeros((), jnp.int32)
+    # `step` is jitted so that asking for the shapes of its metrics and running it share one trace.
+    shapes = jax.eval_shape(step, state, zero)[1]
+    history = jax.tree.map(lambda metric: jnp.zeros((length, *metric.shape), metric.dtype), shapes)
+    if sharding is not None:
+        # Every process reads the metrics, and an array of several can be read only where it is whole.
+        whole = NamedSharding(sharding.mesh, PartitionSpec())
+        history = jax.lax.with_sharding_constraint(history, jax.tree.map(lambda _: whole, history))
+    # A loop with a traced bound, not a scan: one program serves every number of steps.
+    return jax.lax.fori_loop(zero, count, body, (state, history))
