@@ -41,11 +41,12 @@ def run_span(
         after, metrics = update(state, constants, batch)
         if watch not in metrics:
             raise ValueError(f"the update must return the watched metric {watch!r}, got {sorted(metrics)}")
-        after = after._replace(step=state.step + 1)
-        if layout is not None:
-            placed = jax.tree.unflatten(jax.tree.structure(after), layout)
-            after = jax.lax.with_sharding_constraint(after, placed)
-        return after, metrics
+        return laid_out(after._replace(step=state.step + 1)), metrics
+
+    def laid_out(state):
+        if layout is None:
+            return state
+        return jax.lax.with_sharding_constraint(state, jax.tree.unflatten(jax.tree.structure(state), layout))
 
     def body(offset, carry):
         state, history = carry
@@ -56,9 +57,11 @@ def run_span(
     # `step` is jitted so that asking for the shapes of its metrics and running it share one trace.
     shapes = jax.eval_shape(step, state, zero)[1]
     history = jax.tree.map(lambda metric: jnp.zeros((length, *metric.shape), metric.dtype), shapes)
+    # A loop with a traced bound, not a scan: one program serves every number of steps.
+    state, history = jax.lax.fori_loop(zero, count, body, (state, history))
     if sharding is not None:
         # Every process reads the metrics, and an array of several can be read only where it is whole.
         whole = NamedSharding(sharding.mesh, PartitionSpec())
         history = jax.lax.with_sharding_constraint(history, jax.tree.map(lambda _: whole, history))
-    # A loop with a traced bound, not a scan: one program serves every number of steps.
-    return jax.lax.fori_loop(zero, count, body, (state, history))
+    # Once more, since the compiler lays out what leaves a loop as it likes, and the next call starts from it.
+    return laid_out(state), history
