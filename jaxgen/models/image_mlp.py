@@ -163,7 +163,7 @@ class ImageMLP(nn.Module):
             ValueError: if the shapes do not belong together or the augmentation condition is missing or unasked for.
         """
         config = self.config
-        lead = _leading_shape(config, x, noise_condition, label, augmentation)
+        lead = leading_shape(config, x, noise_condition, label, augmentation)
         features = x.reshape((*lead, math.prod(config.image_shape)))
         h = _dense(config.width, ("pixels", "width"), "enter", config.dtype)(features)
         condition = self._condition(jnp.asarray(noise_condition), jnp.asarray(label), augmentation)
@@ -203,7 +203,7 @@ class ImageMLP(nn.Module):
         return stack(self.config, deterministic, name="blocks")(h, condition)[0]
 
 
-def _leading_shape(config, x, noise_condition, label, augmentation) -> tuple[int, ...]:
+def leading_shape(config, x, noise_condition, label, augmentation) -> tuple[int, ...]:
     rank = x.ndim - len(config.image_shape)
     lead = x.shape[: max(rank, 0)]
     if x.shape != (*lead, *config.image_shape):

@@ -15,14 +15,14 @@ from jaxgen.pipelines.image_sampling import (
 )
 from jaxgen.pipelines.image_training import (
     DenoisingUpdate,
-    Hyperparameters,
-    Recipe,
-    hyperparameters,
     initial_state,
     predict_given,
     train_diffusion,
+    train_on_batches,
+    training_flops,
 )
 from jaxgen.pipelines.objectives import EDMObjective, FlowObjective, Network, Objective
+from jaxgen.pipelines.recipe import Hyperparameters, Recipe, hyperparameters
 
 __all__ = [
     "SHIFT_FEATURES",
@@ -48,4 +48,6 @@ __all__ = [
     "predict_given",
     "random_shift",
     "train_diffusion",
+    "train_on_batches",
+    "training_flops",
 ]

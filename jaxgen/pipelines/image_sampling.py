@@ -27,7 +27,7 @@ from jaxgen.diffusion import (
     sample_many,
     trajectory,
 )
-from jaxgen.models import ImageMLP, check_labels
+from jaxgen.models import ImageNetwork, check_labels
 from jaxgen.pipelines.image_training import predict_given
 from jaxgen.pipelines.objectives import Objective
 from jaxgen.typing import ArrayLike, Params, PRNGKey, Sample, Scalar
@@ -83,7 +83,7 @@ class Film(NamedTuple):
 class DrawImage:
     """What `sample_many` runs for each image; equal ones share a compiled program."""
 
-    model: ImageMLP
+    model: ImageNetwork
     objective: Objective
     method: Method
 
@@ -123,7 +123,7 @@ class DrawFilm(DrawImage):
 
 
 def generate_images(
-    model: ImageMLP,
+    model: ImageNetwork,
     objective: Objective,
     params: Params,
     labels: Int[ArrayLike, " count"],
@@ -162,7 +162,7 @@ def generate_images(
 
 
 def film_images(
-    model: ImageMLP,
+    model: ImageNetwork,
     objective: Objective,
     params: Params,
     labels: Int[ArrayLike, " count"],

@@ -26,6 +26,7 @@ from jaxgen.training.mesh import (
 from jaxgen.training.span import Metrics, Update, run_span
 from jaxgen.training.state import SEED_AXES, TrainState, create
 from jaxgen.training.tree_paths import fingerprint
+from jaxgen.training.utilisation import count_flops, peak_flops, utilisation
 
 __all__ = [
     "RULES",
@@ -47,6 +48,7 @@ __all__ = [
     "batch_sharding",
     "best_step",
     "check_batch",
+    "count_flops",
     "create",
     "ema",
     "fingerprint",
@@ -54,6 +56,7 @@ __all__ = [
     "in_memory",
     "make_mesh",
     "parse_mesh",
+    "peak_flops",
     "permuted_index",
     "place",
     "read_config",
@@ -62,4 +65,5 @@ __all__ = [
     "run_span",
     "shard_batch",
     "state_shardings",
+    "utilisation",
 ]

@@ -24,6 +24,7 @@ from jaxgen.training.keeping import Keeping, best_first, read_json
 from jaxgen.training.tree_paths import describe, flatten
 
 _FORMAT = 2
+_PARTS_AT_ONCE = 16
 
 
 class Restored(NamedTuple):
@@ -334,11 +335,28 @@ def _read_fitting(folder: Path, meta: Mapping[str, Any], like: PyTree) -> Restor
 
 
 def _read_arrays(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    targets = {path: _target(leaf) for path, leaf in wanted.items()}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
+    """Read arrays a few at a time, since orbax holds what it reads at once on the host a second time."""
+    arrays = {}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
-        return reader.restore(folder / "state", args=arguments)
+        for group in _groups({path: _target(leaf) for path, leaf in wanted.items()}):
+            restore_args = ocp.checkpoint_utils.construct_restore_args(group)
+            arguments = ocp.args.PyTreeRestore(group, restore_args=restore_args, partial_restore=True)
+            arrays |= reader.restore(folder / "state", args=arguments)
+    return arrays
+
+
+def _groups(targets: dict[str, jax.ShapeDtypeStruct]) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """Split arrays into groups that hold little of the whole, or one array each."""
+    sizes = {path: math.prod(leaf.shape) * leaf.dtype.itemsize for path, leaf in targets.items()}
+    most = sum(sizes.values()) // _PARTS_AT_ONCE
+    groups, held = [], most + 1
+    for path, target in targets.items():
+        if held + sizes[path] > most:
+            groups.append({})
+            held = 0
+        groups[-1][path] = target
+        held += sizes[path]
+    return groups
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -98,7 +98,9 @@ def check_batch(size: int, mesh: Mesh | AbstractMesh) -> None:
     """
     devices = mesh.shape.get(DATA_AXIS, 1)
     if size % devices:
-        raise ValueError(f"a batch of {size} cannot be split evenly over {DATA_AXIS}={devices} devices")
+        raise ValueError(
+            f"a batch of {size} cannot be split evenly over {DATA_AXIS}={devices} devices; choose a multiple"
+        )
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:

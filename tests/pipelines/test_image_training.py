@@ -19,8 +19,10 @@ from jaxgen.pipelines import (
     initial_state,
     predict_given,
     train_diffusion,
+    train_on_batches,
+    training_flops,
 )
-from jaxgen.pipelines.image_training import optimiser
+from jaxgen.pipelines.recipe import optimiser
 from jaxgen.training import Checkpoints, make_mesh, restore_params, run_span
 
 MODEL = ImageMLP(ImageMLPConfig(image_shape=(4, 4), num_classes=3, width=16, hidden=16, blocks=1, augmentation=2))
@@ -50,8 +52,12 @@ def test_the_learning_rate_rises_then_follows_a_cosine_to_zero():
 
     def rate(step):
         # The first change of Adam is -rate * sign(gradient), up to its epsilon.
-        made = optimiser(constants, step)
-        change, _ = made.update(gradient, made.init(params), params)
+        made = optimiser(constants)
+        start = made.init(params)
+        counts = jax.tree.map(lambda _: jnp.asarray(step), start.hyperparams_states)
+        start = start._replace(hyperparams_states=counts)
+        change, after = made.update(gradient, start, params)
+        np.testing.assert_allclose(after.hyperparams["learning_rate"], -change["w"][0], rtol=1e-4)
         return float(-change["w"][0])
 
     expected = [0.01 * min((s + 1) / 10, 1) * (1 + np.cos(np.pi * s / 100)) / 2 for s in (0, 4, 9, 50, 99)]
@@ -183,3 +189,94 @@ def test_data_that_do_not_fit_are_refused(arguments, options, sentence):
     mesh = make_mesh(options["mesh"]) if "mesh" in options else None
     with pytest.raises(ValueError, match=f"^{sentence}"):
         train_diffusion(MODEL, OBJECTIVE, *arguments, jax.random.key(0), recipe, mesh=mesh)
+
+
+def after(recipe=RECIPE, image=None, **options):
+    """Take one update of the parameters of `filled_params` on eight images."""
+    state = initial_state(MODEL, recipe, jax.random.key(0))._replace(params=filled_params(MODEL))
+    image = IMAGES[:8] if image is None else image
+    update = DenoisingUpdate(MODEL, OBJECTIVE, recipe.ema_half_life, recipe.mirror, recipe.accumulate)
+    return jax.jit(update)(state, hyperparameters(recipe), {"image": image, "label": jnp.asarray(LABELS[:8])})
+
+
+def test_an_update_in_parts_is_the_update_of_the_whole_batch():
+    whole, parts = after(), after(dataclasses.replace(RECIPE, accumulate=4))
+    # Adam divides by the root of a gradient's square: where it is near 0, rounding shows.
+    chex.assert_trees_all_close(parts[0].params, whole[0].params, atol=2e-5)
+    np.testing.assert_allclose(parts[1]["loss"], whole[1]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(parts[1]["learning_rate"], RECIPE.learning_rate / 2, rtol=1e-6)
+
+
+def test_bytes_are_scaled_to_the_interval_from_minus_one_to_one():
+    image = RANDOM.integers(0, 256, (8, 4, 4)).astype(np.uint8)
+    scaled = (image / 127.5 - 1).astype(np.float32)
+    chex.assert_trees_all_close(after(image=image)[1], after(image=scaled)[1], rtol=1e-5)
+
+
+def test_half_of_the_images_are_mirrored():
+    recipe = dataclasses.replace(RECIPE, mirror=True, largest_shift=0.0, batch_size=64)
+    model = ImageMLP(dataclasses.replace(MODEL.config, augmentation=0))
+    seen = []
+
+    class Watching(EDMObjective):
+        def loss(self, predict, key, x0, level):
+            jax.debug.callback(lambda image: seen.append(np.array(image)), x0)
+            return super().loss(predict, key, x0, level)
+
+    update = DenoisingUpdate(model, Watching(), recipe.ema_half_life, mirror=True)
+    batch = {"image": jnp.tile(IMAGES[:1], (64, 1, 1)), "label": jnp.zeros(64, jnp.int32)}
+    jax.jit(update)(initial_state(model, recipe, jax.random.key(0)), hyperparameters(recipe), batch)
+    jax.effects_barrier()
+    mirrored = [np.array_equal(image, IMAGES[0][:, ::-1]) for image in seen]
+    plain = [np.array_equal(image, IMAGES[0]) for image in seen]
+    assert sum(mirrored) + sum(plain) == 64
+    assert 16 < sum(mirrored) < 48  # five standard deviations about a half
+
+
+def test_the_flops_of_an_update_are_three_times_those_of_its_products():
+    recipe = dataclasses.replace(RECIPE, largest_shift=0.0)
+    config = dataclasses.replace(MODEL.config, augmentation=0, embedding=8, frequencies=4)
+    found = training_flops(ImageMLP(config), OBJECTIVE, recipe)
+    into, width, hidden = 16, 16, 16
+    products = {
+        "enter": into * width,
+        "noise": 8 * 8,
+        "mix": 8 * 8,
+        "film": 8 * 2 * width,
+        "expand": width * hidden,
+        "contract": hidden * width,
+        "leave": width * into,
+    }
+    # Forward, and backward for weights and inputs; of the first layer and the noise embedding there is no gradient
+    # with respect to the input.
+    forward = 2 * recipe.batch_size * sum(products.values())
+    no_inputs = 2 * recipe.batch_size * (products["enter"] + products["noise"])
+    assert found == 3 * forward - no_inputs
+    rematerialised = ImageMLP(dataclasses.replace(config, remat=True, scan=True))
+    assert training_flops(rematerialised, OBJECTIVE, recipe) == found
+
+
+class Wrong:
+    """Batches whose images have another shape than the network's."""
+
+    block = None
+    select = staticmethod(lambda payload, offset: payload)
+
+    def position(self, step):
+        raise NotImplementedError
+
+    def seek(self, position):
+        raise NotImplementedError
+
+    def load(self, first, count):
+        return {"image": np.zeros((8, 4, 5), np.uint8), "label": np.zeros(8, np.int32)}
+
+
+def test_batches_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"must hold images \(8, 4, 4\) and labels \(8,\), got \(8, 4, 5\) and \(8,\)"):
+        train_on_batches(MODEL, OBJECTIVE, Wrong(), jax.random.key(0), RECIPE)
+    with pytest.raises(ValueError, match="accumulate must divide the batch of 8, got 3"):
+        dataclasses.replace(RECIPE, accumulate=3)
+    mesh = make_mesh("data=8")
+    with pytest.raises(ValueError, match="a batch of 4 cannot be split evenly over data=8"):
+        train(dataclasses.replace(RECIPE, accumulate=2), mesh=mesh)

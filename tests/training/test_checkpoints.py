@@ -8,6 +8,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import memory_run
 import numpy as np
 import pytest
 
@@ -305,6 +306,16 @@ def test_a_full_disk_is_named_and_leaves_the_checkpoint_before(tmp_path):
     assert re.search(r"checkpoint 1 could not be written: .*; the last good one is .*/0$", done.stdout.strip())
     state = create(jax.random.key(0), {"w": jax.random.normal(jax.random.key(1), (2**16,))})
     assert_same(restore(tmp_path, state, config={}, constants="").state, state)
+
+
+def test_restoring_needs_at_most_a_third_more_memory_than_the_state(tmp_path):
+    def run(how):
+        command = [sys.executable, memory_run.__file__, how, str(tmp_path / "run")]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+    run("save")
+    for how in ("restore", "fit"):
+        assert 1 <= float(run(how)) <= 1.3
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

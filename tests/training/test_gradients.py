@@ -31,7 +31,7 @@ def test_parts_give_the_gradient_of_the_whole_batch(parts):
 
 
 def test_only_one_part_is_held_at_a_time():
-    params, batch = arguments(4096)
+    _, batch = arguments(4096)
     wide = {"kernel": jnp.ones((4, 512)), "out": jnp.ones((512, 3))}
 
     def temporary(parts):
