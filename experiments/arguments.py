@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from experiments import configuration
+from experiments import cluster, configuration
+from experiments.cluster import Coordinates
 from experiments.packages import nearest, summary
 
 _HARDWARE = {
@@ -50,10 +51,26 @@ class Options:
         None
     )
     """Devices along each axis of the mesh, a count each."""
+    fully_sharded: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Split parameters and optimiser state over `data` as well."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="(optional)")] = None
+    """Address of process 0 where several run together; found by itself under Slurm, Open MPI, Kubernetes, TPU pods."""
+    num_processes: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(optional)")] = None
+    """How many processes run together."""
+    process_id: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(optional)")] = None
+    """Which of them this is, from 0; process 0 writes the folder, which all must see."""
+    initialization_timeout: Annotated[int, tyro.conf.arg(metavar="SECONDS")] = 300
+    """How long to wait until all processes are there, in seconds."""
+    tensorboard: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write the metrics for TensorBoard as well."""
     strict: tyro.conf.FlagCreatePairsOff[bool] = False
     """Exit 3 when a verdict contradicts what its claim expects."""
     traceback: tyro.conf.FlagCreatePairsOff[bool] = False
     """Show the Python traceback of a failure."""
+
+    def coordinates(self) -> Coordinates:
+        """Return how this process finds the others."""
+        return Coordinates(self.coordinator, self.num_processes, self.process_id, self.initialization_timeout)
 
 
 class Request(NamedTuple):
@@ -115,6 +132,7 @@ def _check(options: Options, package: ModuleType, command: str) -> None:
         raise ValueError(f"--seed must lie between 0 and {_MAX_SEED}, got {options.seed}")
     if options.mesh is not None:
         parse_mesh(options.mesh)
+    cluster.check(options.coordinates())
     if options.preset is not None and options.preset not in package.PRESETS:
         raise ValueError(_one_of("preset", options.preset, package.PRESETS, command))
     parts = getattr(package, "PARTS", {})

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import json
 import math
 import os
 import signal
@@ -13,10 +14,12 @@ from types import ModuleType
 
 from rich.console import Console
 
-from experiments import arguments, compilation_cache, packages, report, signals
+from experiments import arguments, cluster, compilation_cache, configuration, packages, report, signals
 from experiments.arguments import Request
+from experiments.cluster import Place
 from experiments.configuration import Settings
 from experiments.run_directory import Interrupted, RunDirectory
+from experiments.sentences import sentence
 
 FINISHED, FAILED, REFUSED, CONTRADICTED = 0, 1, 2, 3
 
@@ -59,15 +62,19 @@ def _list() -> int:
 def _experiment(package: ModuleType, command: str, argv: Sequence[str]) -> int:
     """Run one experiment; a ValueError out of here is the user's to mend, and nothing was written before it."""
     request = arguments.parse(package, command, argv)
-    options, console = request.options, Console()
+    options = request.options
+    # First of all that uses jax; it may take the signals for itself, which `caught` then takes back.
+    place = cluster.join(options.coordinates())
+    console = Console(quiet=not place.first)
     with signals.caught() as stop:
-        run = _prepare(package, command, request, stop, console)
+        run = _prepare(package, command, request, place, stop, console)
         if stop():
             return 128 + stop.signal
         compilation_cache.enable()
-        run.open()
+        cluster.in_turn(place, run.open)
         try:
-            package.run(request.config, run)
+            with run.live():
+                package.run(request.config, run)
             run.finish()
         except Interrupted:
             number = stop.signal or signal.SIGTERM
@@ -76,7 +83,8 @@ def _experiment(package: ModuleType, command: str, argv: Sequence[str]) -> int:
             return 128 + number
         except Exception as error:
             _report(run, f"Failed: {sentence(error)}")
-            return _fail(error, FAILED, options.traceback)
+            run.close()
+            return cluster.leave(place, _fail(error, FAILED, options.traceback))
         finally:
             run.close()
     console.print(report.verdict_table(run.rows()))
@@ -93,19 +101,52 @@ def _report(run: RunDirectory, outcome: str) -> None:
         run.write_report(outcome)
 
 
-def _prepare(package: ModuleType, command: str, request: Request, stop: signals.Stop, console: Console) -> RunDirectory:
+def _prepare(
+    package: ModuleType, command: str, request: Request, place: Place, stop: signals.Stop, console: Console
+) -> RunDirectory:
     """Check the request against the devices and by the experiment's own `check`, before anything is written."""
     options = request.options
+    settings = Settings(
+        command,
+        request.preset,
+        request.seed,
+        request.config,
+        options.mesh,
+        request.part,
+        request.source,
+        options.fully_sharded,
+    )
+    path, stated = options.resume or options.out or _new_path(command, request.seed), json.dumps(settings.to_json())
+    if place.count > 1:
+        # The name holds the time, and each process has its own clock: the first one chooses.
+        path = Path(cluster.exchange(place, str(path))[0])
+        stated = cluster.exchange(place, stated)[0]
+    run = RunDirectory(
+        path,
+        settings,
+        package.CLAIMS,
+        resumed=options.resume is not None,
+        stop=stop,
+        console=console,
+        tensorboard=options.tensorboard,
+        writes=place.first,
+    )
+    cluster.together(place, lambda: _check(package, request, run, settings, json.loads(stated)))
+    return run
+
+
+def _check(package: ModuleType, request: Request, run: RunDirectory, settings: Settings, stated: dict) -> None:
+    options = request.options
+    if found := configuration.differences(stated, settings.to_json()):
+        raise ValueError(f"every process takes the settings of process 0, but {'; '.join(found)}")
     if options.mesh:
         _check_devices(options.mesh)
-    settings = Settings(
-        command, request.preset, request.seed, request.config, options.mesh, request.part, request.source
-    )
-    path = options.resume or options.out or _new_path(command, request.seed)
-    run = RunDirectory(path, settings, package.CLAIMS, resumed=options.resume is not None, stop=stop, console=console)
+    if options.tensorboard:
+        from jaxgen.training.metrics import require_tensorboard
+
+        require_tensorboard()
     if check := getattr(package, "check", None):
         check(request.config, run)
-    return run
 
 
 def _check_devices(mesh: str) -> None:
@@ -133,12 +174,3 @@ def _fail(error: Exception, code: int, show_traceback: bool) -> int:
         traceback.print_exception(error)
     print(f"error: {sentence(error)}", file=sys.stderr)
     return code
-
-
-def sentence(error: BaseException) -> str:
-    """Say an error in one line: its first, led by the kind of error where that is part of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
-    if not lines:
-        return name
-    return lines[0] if isinstance(error, ValueError | RuntimeError) else f"{name}: {lines[0]}"

@@ -25,11 +25,12 @@ class Settings:
     mesh: str | None = None
     part: str | None = None
     source: Path | None = None
+    fully_sharded: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Turn the settings into the content of `config.json`."""
         return {
-            **{name: getattr(self, name) for name in ("experiment", "preset", "seed", "mesh", "part")},
+            **{name: getattr(self, name) for name in ("experiment", "preset", "seed", "mesh", "fully_sharded", "part")},
             "from": str(self.source) if self.source else None,
             "config": to_json(self.config),
         }

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,14 +16,14 @@ def write_whole(path: Path, data: bytes | str) -> None:
     Raises:
         OSError: the disk is full or the folder is not writable; an older `path` is then untouched.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_PART)
+    # Not mkstemp: its files are private, a run is as readable as any file that its user makes, and the umask that says
+    # how readable that is cannot be asked for without changing it under the other threads.
+    name = path.parent / f".{path.name}.{secrets.token_hex(8)}{_PART}"
     try:
-        with open(handle, "wb") as file:
+        with name.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; a run is as readable as any file that its user makes.
-        os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -74,9 +74,3 @@ def _lock(path: Path) -> int:
             if os.stat(path).st_ino == os.fstat(handle).st_ino:
                 return handle
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from experiments import training_curves
 from experiments.claims import VERDICTS
+from experiments.training_curves import Plot
 
 _COLOURS = {"holds": "green", "refuted": "red", "inconclusive": "yellow", "not run": "bright_black"}
 
@@ -31,6 +33,8 @@ def render(
     rows: Sequence[Mapping[str, Any]],
     pictures: Sequence[Picture],
     notes: Sequence[str],
+    curves: Sequence[Plot] = (),
+    reload: int | None = None,
 ) -> str:
     """Render the page of a run: nothing in it is fetched, and text of the run cannot become markup.
 
@@ -42,6 +46,8 @@ def render(
         rows: what `claims.json` holds.
         pictures: the figures, in their order.
         notes: paragraphs.
+        curves: how training went, a plot a metric.
+        reload: seconds after which the page loads itself again, None for a page that stays as it is.
     """
     import jinja2
 
@@ -57,6 +63,9 @@ def render(
         counts=count(rows),
         pictures=[(p.name, p.caption, base64.b64encode(p.png).decode()) for p in pictures],
         notes=notes,
+        curves=curves,
+        frame=training_curves.FRAME,
+        reload=reload,
     )
 
 

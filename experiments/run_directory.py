@@ -1,11 +1,7 @@
 """The folder of one run: settings, metrics, figures, arrays, claims and the report, written as the run goes."""
 
 import contextlib
-import errno
-import io
 import json
-import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +11,14 @@ from rich.console import Console
 
 from experiments import claims as ledger
 from experiments import environment, files, report, strict_json
+from experiments.arrays_file import ArraysFile
 from experiments.configuration import Settings
+from experiments.live_report import LiveReport
+from experiments.metrics_file import MetricsFile
 from experiments.packages import nearest
 from experiments.progress import Meter, progress
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.figure import Figure
 
 
@@ -34,15 +32,21 @@ class RunDirectory:
     Every file but `metrics.jsonl`, which grows by whole lines, appears whole or not at all. What a run has recorded
     before it was interrupted is still there when it is resumed; recording it again replaces it.
 
+    Where several processes run one experiment together, each has a RunDirectory of the same folder, and only that of
+    the first writes into it: what the others are told they check and judge in memory.
+
     Attributes:
         path: the folder.
         preset: name of the preset that the settings started from.
         seed: seed of every random number.
         mesh: the `--mesh` text, already checked, or None for all devices.
+        fully_sharded: whether parameters and optimiser state are split over `data` as well.
         part: the part of the experiment that is to run, None for all.
         source: the finished run whose networks are to be used (`--from`), or None.
         resumed: whether the run goes on from what `checkpoints` holds (`--resume`).
         stop: asks whether a signal wants the run to save and raise `Interrupted`.
+        tensorboard: whether metrics are to be written for TensorBoard as well.
+        writes: whether this process is the one that writes.
     """
 
     def __init__(
@@ -54,20 +58,24 @@ class RunDirectory:
         resumed: bool = False,
         stop: Callable[[], bool] = lambda: False,
         console: Console | None = None,
+        tensorboard: bool = False,
+        writes: bool = True,
     ) -> None:
         """Describe a run without touching the disk; `open` creates it."""
         self.path, self.resumed, self.stop = path, resumed, stop
         self.preset, self.seed, self.mesh = settings.preset, settings.seed, settings.mesh
-        self.part, self.source = settings.part, settings.source
+        self.fully_sharded, self.part, self.source = settings.fully_sharded, settings.part, settings.source
+        self.tensorboard, self.writes = tensorboard, writes
         self._settings = settings.to_json()
         self._claims = {claim.id: claim for claim in claims}
-        self._console = console or Console()
+        self._console = console or Console(quiet=not writes)
         self._environment: dict[str, Any] = {}
         self._rows: dict[str, dict] = {}
         self._captions: dict[str, str] = {}
         self._notes: list[str] = []
-        self._arrays: dict[str, np.ndarray] = {}
-        self._metrics: io.FileIO | None = None
+        self._arrays = ArraysFile(path / "arrays.npz", writes=writes)
+        self._metrics = MetricsFile(path / "metrics.jsonl")
+        self._report = LiveReport(path, self._content)
         self._held = contextlib.ExitStack()
 
     @property
@@ -78,9 +86,14 @@ class RunDirectory:
     def open(self) -> None:
         """Create the folder, or enter that of the run to resume, and lock it until `close`.
 
+        A process that does not write looks for the folder that the first one has opened.
+
         Raises:
             ValueError: the folder cannot be written, is not empty, or belongs to a living process.
         """
+        if not self.writes:
+            self._follow()
+            return
         now = environment.describe(*(self._settings[name] for name in ("experiment", "preset", "seed")))
         try:
             self.path.mkdir(parents=True, exist_ok=self.resumed or not self._occupied())
@@ -109,20 +122,13 @@ class RunDirectory:
 
     def close(self) -> None:
         """Let go of the folder."""
-        if self._metrics:
-            self._metrics.close()
-            self._metrics = None
+        self._metrics.close()
         self._held.close()
 
     def metrics(self, step: int, **values: float) -> None:
         """Append one line to `metrics.jsonl`; `step` says how many steps are done; what is not finite becomes null."""
-        if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("ab", buffering=0)
-        numbers = {name: float(value) for name, value in values.items()}
-        row = {"step": int(step), **{name: value if math.isfinite(value) else None for name, value in numbers.items()}}
-        line = json.dumps(row).encode() + b"\n"
-        if self._metrics.write(line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.jsonl")
+        if self.writes:
+            self._metrics.append(step, values)
 
     def resume_metrics(self, step: int, *, metric: str = "") -> None:
         """Drop the lines beyond `step`, which the resumed run writes again, and one that a kill cut short.
@@ -131,23 +137,8 @@ class RunDirectory:
             step: steps that are done in the state that was restored, 0 where none had been saved.
             metric: drop only lines that hold this metric, where several networks write to one file.
         """
-        path = self.path / "metrics.jsonl"
-        if self._metrics:
-            self._metrics.close()
-            self._metrics = None
-        if not path.exists():
-            return
-        whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        kept = []
-        for number, line in enumerate(whole, start=1):
-            try:
-                row = json.loads(line)
-                beyond = row["step"] > step
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{path}:{number}: not a line of metrics") from None
-            if not beyond or (metric and metric not in row):
-                kept.append(line)
-        files.write_whole(path, "".join(kept))
+        if self.writes:
+            self._metrics.drop_beyond(step, metric)
 
     def figure(self, name: str, figure: "Figure", caption: str) -> None:
         """Write `figures/NAME.png` and `.svg`; the report shows the figure over its caption, in order of first call."""
@@ -155,22 +146,14 @@ class RunDirectory:
 
         if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name):
             raise ValueError(f"a figure's name is letters, digits, - and _, got {name!r}")
-        plots.save(figure, self.path / "figures" / name)
+        if self.writes:
+            plots.save(figure, self.path / "figures" / name)
         self._captions[name] = caption
         self._write_notes()
 
     def arrays(self, **arrays: Any) -> None:
         """Add numeric or text arrays to `arrays.npz`, which is read without pickle."""
-        import numpy as np
-
-        found = {name: np.asarray(array) for name, array in arrays.items()}
-        for name, array in found.items():
-            if array.dtype.kind not in "biufcSU":
-                raise ValueError(f"arrays.npz holds numbers and text; {name!r} has dtype {array.dtype}")
-        self._arrays |= found
-        data = io.BytesIO()
-        np.savez_compressed(data, allow_pickle=False, **self._arrays)
-        files.write_whole(self.path / "arrays.npz", data.getvalue())
+        self._arrays.add(**arrays)
 
     def note(self, text: str) -> None:
         """Add a paragraph to the report, once."""
@@ -221,20 +204,18 @@ class RunDirectory:
 
     def write_report(self, outcome: str) -> None:
         """Write `report.html` as the run stands; `outcome` says how it ended."""
-        pictures = [
-            report.Picture(name, caption, (self.path / "figures" / f"{name}.png").read_bytes())
-            for name, caption in self._captions.items()
-        ]
-        page = report.render(
-            self._settings["experiment"],
-            outcome,
-            settings=self._settings,
-            environment=self._environment,
-            rows=self.rows(),
-            pictures=pictures,
-            notes=self._notes,
-        )
-        files.write_whole(self.path / "report.html", page)
+        if self.writes:
+            self._report.write(outcome)
+
+    def live(self, interval: float = 30.0) -> contextlib.AbstractContextManager[None]:
+        """Keep `report.html` up to date within the block, every `interval` seconds and beside the run.
+
+        It shows how the training goes; an open page loads itself again. A page that cannot be written is told once and
+        never stops the run.
+        """
+        if not self.writes:
+            return contextlib.nullcontext()
+        return self._report.live(interval, self._tell)
 
     def rows(self) -> list[dict]:
         """Return the rows of `claims.json` so far, in the order of the claims."""
@@ -257,29 +238,50 @@ class RunDirectory:
         self._rows[row["id"]] = row
         self._write_json("claims.json", self.rows())
 
+    def _tell(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _content(self) -> dict[str, Any]:
+        """Return what the report shows."""
+        # Another thread may ask while the run adds to these: each is copied in one step.
+        pictures = [
+            report.Picture(name, caption, (self.path / "figures" / f"{name}.png").read_bytes())
+            for name, caption in list(self._captions.items())
+        ]
+        return {
+            "title": self._settings["experiment"],
+            "settings": self._settings,
+            "environment": self._environment,
+            "rows": self.rows(),
+            "pictures": pictures,
+            "notes": list(self._notes),
+        }
+
     def _occupied(self) -> bool:
         return self.path.exists() and any(entry.name != ".lock" for entry in self.path.iterdir())
 
     def _recall(self) -> None:
         """Take up what the interrupted run had recorded."""
-        import numpy as np
-
-        files.remove_parts(self.path)
+        if self.writes:
+            files.remove_parts(self.path)
         self._environment = self._read_json("environment.json", {})
         if (self.path / "claims.json").exists():
             self._rows = {row["id"]: row for row in ledger.read_rows(self.path / "claims.json")}
         notes = self._read_json("notes.json", {"notes": [], "figures": {}})
         self._notes, self._captions = notes["notes"], notes["figures"]
-        if (self.path / "arrays.npz").exists():
-            with np.load(self.path / "arrays.npz", allow_pickle=False) as stored:
-                self._arrays = dict(stored)
+        self._arrays.recall()
+
+    def _follow(self) -> None:
+        """Take up what the folder holds, which the process that writes has opened."""
+        if not (self.path / "config.json").is_file():
+            raise ValueError(f"{self.path} is not seen by this process; name a folder that all share with --out")
+        if self.resumed:
+            self._recall()
 
     def _continue_environment(self, now: dict[str, Any]) -> None:
         """Describe the process that writes from now on, keeping when the run started."""
-        before, self._environment = (
-            self._environment,
-            {**now, "started": self._environment.get("started", now["started"])},
-        )
+        before = self._environment
+        self._environment = {**now, "started": before.get("started", now["started"])}
         commits = before.get("commit"), now["commit"]
         if all(commits) and commits[0] != commits[1]:
             self.note(f"The run started with the code of commit {commits[0]} and went on with that of {commits[1]}.")
@@ -289,7 +291,11 @@ class RunDirectory:
         return strict_json.parse(strict_json.read_text(path), path) if path.exists() else absent
 
     def _write_json(self, name: str, content: Mapping[str, Any] | Sequence[Any]) -> None:
-        files.write_whole(self.path / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        self._write(name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def _write(self, name: str, content: str | bytes) -> None:
+        if self.writes:
+            files.write_whole(self.path / name, content)
 
     def _write_notes(self) -> None:
         self._write_json("notes.json", {"notes": self._notes, "figures": self._captions})

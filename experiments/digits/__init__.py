@@ -8,12 +8,29 @@ per class, which a statistic has to tell apart to be worth reading.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 from experiments.digits.claims import CLAIMS
 from experiments.run_directory import RunDirectory
 
 __all__ = ["CLAIMS", "PRESETS", "PRESET_NOTES", "Config", "check", "run"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolutional:
+    """The network that learns the images of --data."""
+
+    width: int = 32
+    """Features of the highest resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    """Features of each level over the width; from one level to the next the sides halve."""
+    blocks: int = 1
+    """Residual blocks of a level."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the products; the parameters are float32."""
+    remat: bool = False
+    """Compute the inside of a block again in the backward pass, which takes less memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +79,22 @@ class Config:
     """Sampling seeds of the comparison of PCG with DDPM, whose difference is small."""
     curve_seeds: int = 3
     """Sampling seeds of each point of these curves."""
+    data: Path | None = None
+    """Folder of PNG or JPEG images (a sub-folder a class) or ArrayRecord files to learn instead of the digits."""
+    side: Literal[32, 64] = 32
+    """Pixels to which the images of --data are cut and scaled."""
+    model: Literal["conv"] = "conv"
+    """Network that learns the images of --data."""
+    conv: Convolutional = Convolutional()
+    """Sizes of that network."""
+    mirror: bool = False
+    """Mirror half of the images of --data, left for right."""
+    accumulate: int = 1
+    """Parts that the gradient of a batch of --data is computed in, to save memory."""
+    workers: int = 0
+    """Processes that read the images of --data; 0 reads in threads of this one."""
+    steps_per_transfer: int = 8
+    """Batches of --data that go to the devices at once."""
 
 
 _MOST = 1_000_000
@@ -89,15 +122,18 @@ PRESET_NOTES = {
 def check(config: Config, run: RunDirectory) -> None:
     """Refuse, before anything is written, what cannot be trained or sampled, and runs that were trained otherwise."""
     _check_numbers(config)
-    from experiments.digits import networks
+    from experiments.digits import folder, networks
 
-    networks.check(config, run)
+    (networks if config.data is None else folder).check(config, run)
 
 
 def run(config: Config, run: RunDirectory) -> None:
     """Train both networks or take those of another run, then measure the claims or draw the images asked for."""
-    from experiments.digits import measuring, networks, requested
+    from experiments.digits import folder, measuring, networks, requested
 
+    if config.data is not None:
+        folder.run_folder(config, run)
+        return
     trained = networks.obtain(config, run)
     if config.sampler == "all":
         measuring.measure(config, run, trained)
@@ -113,7 +149,7 @@ def _check_numbers(config: Config) -> None:
     for name in ("seeds", "pair_seeds", "subsets"):
         if getattr(config, name) < 2:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(config, name)}")
-    if config.label is not None and not 0 <= config.label <= 9:
+    if config.data is None and config.label is not None and not 0 <= config.label <= 9:
         raise ValueError(f"--label must be a digit from 0 to 9, got {config.label}")
     if not config.scales or not config.step_counts or min(config.step_counts) < 1:
         raise ValueError("--scales and --step-counts take at least one value, and a number of steps is at least 1")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxgen.models.image_mlp import leading_shape, fourier_features
+from jaxgen.models.image_mlp import fourier_features, leading_shape
 from jaxgen.typing import ArrayLike
 
 _NORM_EPSILON = 1e-6

@@ -204,6 +204,7 @@ class ImageMLP(nn.Module):
 
 
 def leading_shape(config, x, noise_condition, label, augmentation) -> tuple[int, ...]:
+    """Return the leading shape that the inputs of an image network share; ValueError where they do not."""
     rank = x.ndim - len(config.image_shape)
     lead = x.shape[: max(rank, 0)]
     if x.shape != (*lead, *config.image_shape):

@@ -11,6 +11,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import PyTree
 
 from jaxgen.training.state import TrainState
+from jaxgen.training.tree_paths import host_value
 
 RULES: Mapping[str, str] = {"hidden": "model"}
 """From the logical name of a parameter's axis to the mesh axis that it is split over; others are replicated."""
@@ -197,3 +198,14 @@ def _named_axes(state: TrainState, axes: PyTree | None) -> dict[Any, tuple[Parti
 def _mesh_axis(name: str | None, mesh: Mesh, rules: Mapping[str, str]) -> str | None:
     axis = rules.get(name) if name else None
     return axis if axis in mesh.shape else None
+
+
+def local_mesh() -> Mesh:
+    """Return the mesh of this process's own devices along the data axis."""
+    devices = jax.local_devices()
+    return make_mesh({DATA_AXIS: len(devices)}, devices)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """Copy every array of a tree to the host, whole, in every process."""
+    return jax.tree.map(host_value, tree)

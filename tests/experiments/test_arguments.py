@@ -64,6 +64,9 @@ def test_every_kind_of_field_is_set_over_the_preset():
     assert (found.options.mesh, found.options.out) == ("data=4,model=2", Path("a"))
     assert parse("--preset", "ci", "--label", "None").config == Config(Network(1))
     assert parse("--strict", "--traceback").options == arguments.Options(strict=True, traceback=True)
+    assert parse("--fully-sharded", "--tensorboard").options == arguments.Options(fully_sharded=True, tensorboard=True)
+    joined = parse("--coordinator", "[::1]:80", "--num-processes", "2", "--process-id", "1").options.coordinates()
+    assert joined == ("[::1]:80", 2, 1, 300)
 
 
 @pytest.mark.parametrize("terminal", ["utf-8", "ascii"])

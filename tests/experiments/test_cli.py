@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import signal
@@ -76,6 +77,12 @@ def test_help_shows_every_field_and_option_with_default_and_meaning(command, mon
             "--from RUN",
             "--part",
             "--mesh data=N,model=M",
+            "--fully-sharded",
+            "--coordinator HOST:PORT",
+            "--num-processes INT",
+            "--process-id INT",
+            "--initialization-timeout SECONDS How long to wait until all processes are there, in seconds.",
+            "--tensorboard",
             "--strict",
             "--traceback",
         ),
@@ -352,6 +359,28 @@ def test_a_resumed_run_keeps_its_settings_and_names_every_field_that_differs(com
         assert text in err
     assert {path: path.read_bytes() for path in (folder / "a").rglob("*") if path.is_file()} == before
     assert command("resumable", "--resume", "a", "--steps", "9").out.startswith("ci 4 9\n")
+
+
+def test_a_run_from_before_full_sharding_is_resumed_and_may_be_sharded_otherwise(command, folder, package):
+    package("older", "if not run.resumed: raise RuntimeError('halt')\nprint(run.fully_sharded, run.tensorboard)")
+    assert command("older", "--out", "a").code == 1
+    path = folder / "a" / "config.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("fully_sharded") is False
+    path.write_text(json.dumps(stored))
+    assert command("older", "--resume", "a", "--fully-sharded", "--tensorboard").out.startswith("True True\n")
+    assert json.loads(path.read_text())["fully_sharded"] is True
+    stored.pop("from")
+    path.write_text(json.dumps(stored))
+    assert command("older", "--from", "a", "--out", "b").err == "error: halt\n"  # it was read, and has run
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_anything_is_written(command, folder, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "tensorboard" else find(name))
+    code, _, err = command("closed-form", "--preset", "ci", "--tensorboard")
+    assert (code, err) == (2, "error: writing for TensorBoard needs its package: pip install 'jaxgen[tensorboard]'\n")
+    assert list(folder.iterdir()) == []
 
 
 def test_two_processes_do_not_write_one_folder(command, folder, package):

@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -239,6 +240,76 @@ def test_settings_say_what_the_run_was_asked_for(start, tmp_path):
         "mesh": "data=2",
         "part": None,
         "from": str(tmp_path),
+        "fully_sharded": False,
         "config": {"steps": 3},
     }
     assert run.checkpoints.is_dir()
+
+
+def test_the_report_shows_the_training_while_it_goes_on_and_when_it_is_over(start):
+    run = start()
+    page = run.path / "report.html"
+    with run.live(0.02):
+        for step in range(1, 6):
+            run.metrics(step, loss=1 / step)
+        end = time.monotonic() + 30
+        while not (page.exists() and "0.2 at step 5" in page.read_text()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert "Running, as of " in page.read_text()
+        assert 'http-equiv="refresh"' in page.read_text()
+    for name in ("Z1", "Z2"):
+        run.record(name, ONE, seconds=0.0)
+    run.finish()
+    text = page.read_text()
+    assert "0.2 at step 5" in text
+    assert "Finished " in text
+    assert "http-equiv" not in text
+
+
+def test_a_process_that_does_not_write_judges_in_memory_and_leaves_no_file(start, tmp_path, capsys):
+    run = start()
+    run.note("a note")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    settings = Settings("sums", "ci", 3, Config(), fully_sharded=True)
+    other = RunDirectory(run.path, settings, CLAIMS, writes=False, tensorboard=True)
+    assert (other.fully_sharded, other.tensorboard, other.writes, run.writes) == (True, True, False, True)
+    assert (run.fully_sharded, run.tensorboard) == (False, False)
+    other.open()
+    assert other.checkpoints == run.checkpoints
+    other.resume_metrics(0)
+    with other.live(0.01), other.progress(1, "title") as progress:
+        other.metrics(1, loss=1.0)
+        progress.update(1)
+    other.arrays(a=np.arange(3))
+    other.figure("line", Figure(), "a caption")
+    other.note("another note")
+    other.record("Z1", TWO, seconds=0.0)
+    with pytest.raises(ValueError, match="CLAIMS has no 'Z4'"):
+        other.record("Z4", ONE, seconds=0.0)
+    with pytest.raises(ValueError, match="'bad' has dtype object"):
+        other.arrays(bad=np.array([{}, None]))
+    with pytest.raises(RuntimeError, match="left the claims Z2 open"):
+        other.finish()
+    other.not_run("Z2", "only sampling")
+    other.finish()
+    other.write_report("Stopped")
+    other.close()
+    assert other.contradictions() == ["Z1"]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_process_that_does_not_write_takes_up_what_was_recorded_and_misses_a_folder_that_is_not_there(
+    start, tmp_path
+):
+    run = start()
+    run.record("Z1", TWO, seconds=0.0)
+    (run.path / ".claims.json.x.part").write_text("[")  # being written by the other process
+    settings = Settings("sums", "ci", 3, Config())
+    other = RunDirectory(run.path, settings, CLAIMS, resumed=True, writes=False)
+    other.open()
+    assert [row["id"] for row in other.rows()] == ["Z1"]
+    assert (run.path / ".claims.json.x.part").exists()
+    with pytest.raises(ValueError, match="elsewhere is not seen by this process; name a folder that all share with --"):
+        RunDirectory(tmp_path / "elsewhere", settings, CLAIMS, writes=False).open()
