@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from experiments.devices import mesh_of
+from experiments.metric_lines import metric_lines
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.models import Model, init_params, logical_axes
 from jaxgen.training import SEED_AXES, Checkpoints, TrainState, create, fit, in_memory
@@ -98,6 +99,7 @@ def train(
     count = len(jax.tree.leaves(given)[0])
     with (
         Checkpoints(run.checkpoints / name, config=dict(settings), keep=2) as checkpoints,
+        metric_lines(run, saved=checkpoints.latest_step, name=name) as write,
         run.progress(steps, f"training {count} {name}") as progress,
     ):
         if run.resumed:
@@ -106,7 +108,7 @@ def train(
         def report(step: int, metrics: dict) -> None:
             mean = float(metrics["loss"].mean())
             progress.update(step, loss=mean)
-            run.metrics(step, **{f"{name}_loss": mean})
+            write(step, {f"{name}_loss": mean})
 
         mesh = mesh_of(run)
         state = fit(
@@ -117,6 +119,7 @@ def train(
             steps=steps,
             mesh=mesh,
             axes=logical_axes(update.model),
+            fully_sharded=run.fully_sharded,
             checkpoints=checkpoints,
             resume=run.resumed,
             save_every=max(steps // 4, 1),

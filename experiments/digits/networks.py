@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from experiments import configuration
 from experiments.devices import check_divides, mesh_of
 from experiments.digits import data
+from experiments.metric_lines import metric_lines
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.models import ImageMLP, ImageMLPConfig, abstract_params
 from jaxgen.pipelines import SHIFT_FEATURES, EDMObjective, FlowObjective, Objective, Recipe, train_diffusion
@@ -92,6 +93,7 @@ def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels
     settings = {**{field: getattr(config, field) for field in _NETWORK + _RECIPE}, "seed": run.seed}
     with (
         Checkpoints(run.checkpoints / name, config=settings, keep=2) as checkpoints,
+        metric_lines(run, saved=checkpoints.latest_step, name=name) as write,
         run.progress(recipe.steps, f"training the {name}") as progress,
     ):
         if run.resumed:
@@ -100,7 +102,7 @@ def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels
         def report(step: int, metrics: dict) -> None:
             progress.update(step, loss=float(metrics["loss"]))
             if step % _LOG_EVERY == 0 or step == recipe.steps:
-                run.metrics(step, **{f"{name}_{kind}": float(value) for kind, value in metrics.items()})
+                write(step, {f"{name}_{kind}": value for kind, value in metrics.items()})
 
         state = train_diffusion(
             model,
@@ -110,6 +112,7 @@ def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels
             key,
             recipe,
             mesh=mesh,
+            fully_sharded=run.fully_sharded,
             checkpoints=checkpoints,
             resume=run.resumed,
             save_every=max(recipe.steps // 4, 1),

@@ -26,10 +26,10 @@ class TrainingDivergedError(FloatingPointError):
 
 
 class Timing(NamedTuple):
-    """Where the time of the last call of the compiled program went, in seconds a step."""
+    """Where the time of the last steps went, in seconds a step."""
 
     step: Any
-    """Wall time from the end of one call to the end of the next."""
+    """Wall time, checkpoints included."""
     host: Any
     """The host's own work: starting the program and reporting metrics. On a CPU, whose small programs run while they
     are started, it includes these."""
@@ -94,7 +94,8 @@ def fit(
         log_every: steps between calls of `on_metrics`, which is also called for the last step.
         on_metrics: called as `on_metrics(step, metrics)` with host arrays, one call of the compiled program late, so
             that the device never waits for the host. After a kill, the steps since the checkpoint are reported again.
-        on_timing: called as `on_timing(step, timing)` once for each call of the compiled program.
+        on_timing: called as `on_timing(step, timing)` from time to time, with the mean over the steps since the last
+            call of it.
         stop: asked before every call of the compiled program; once it returns true, in any process, the state is
             saved and returned early, and the caller sees `state.step < steps`.
         steps_per_call: most steps in one call; the host's time per step falls in proportion.
@@ -149,6 +150,7 @@ def fit(
             numbers = report(pace.arrived(pending))
             pending, saved = None, done
             _save(checkpoints, state, batches, digest, done, numbers)
+        pace.round()
     numbers = report(pace.arrived(pending)) or numbers
     if checkpoints is not None:
         if saved != done:
@@ -158,14 +160,16 @@ def fit(
 
 
 class _Pace:
-    """How many steps the next call runs, and where the time of the last one went."""
+    """How many steps the next call runs, and where the time of the last ones went."""
 
     def __init__(self, most: int, seconds: float | None, on_timing: Callable[[int, Timing], None] | None):
         self._most, self._seconds, self._on_timing = most, seconds, on_timing
-        # The first call tells how long a step takes, the second how long without the compilation.
+        # Until two rounds have told how long a step takes, calls are as short as they can be.
         self.steps = most if seconds is None else 1
-        self._ended: float | None = None
+        self._slowest: list[float] = []
+        self._mark: float | None = None
         self._data = self._device = 0.0
+        self._arrived, self._last = 0, 0
 
     @contextlib.contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -175,24 +179,34 @@ class _Pace:
         self._data += time.perf_counter() - began
 
     def arrived(self, span: _Span | None) -> _Span | None:
-        """Wait for the metrics of a span, and tell its timing."""
+        """Wait for the metrics of a span."""
         if span is None:
             return None
         began = time.perf_counter()
         span = span._replace(metrics={name: np.asarray(value) for name, value in span.metrics.items()})
-        now = time.perf_counter()
-        self._device += now - began
-        if self._ended is not None:
-            whole = now - self._ended
-            if self._seconds is not None:
-                self.steps = int(np.clip(self._seconds * span.count / max(whole, 1e-9), 1, self._most))
-            if self._on_timing is not None:
-                host = max(whole - self._data - self._device, 0.0)
-                self._on_timing(
-                    span.first + span.count, Timing(whole / span.count, host / span.count, self._data / span.count)
-                )
-        self._ended, self._data, self._device = now, 0.0, 0.0
+        self._device += time.perf_counter() - began
+        self._arrived, self._last = self._arrived + span.count, span.first + span.count
         return span
+
+    def round(self) -> None:
+        """End a round of the loop: spread its time over the steps whose metrics arrived in it, if there are any."""
+        now = time.perf_counter()
+        if self._mark is None:
+            # The first round compiles, and only starts the first call.
+            self._mark, self._data, self._device = now, 0.0, 0.0
+            return
+        if not self._arrived:
+            return
+        whole, count = now - self._mark, self._arrived
+        # A program that runs while it is started belongs to the round before its metrics arrive, so that around a
+        # checkpoint one round looks short; of two, the slower tells the truth.
+        self._slowest = [*self._slowest[-1:], whole / count]
+        if self._seconds is not None and len(self._slowest) == 2:
+            self.steps = int(np.clip(self._seconds / max(*self._slowest, 1e-9), 1, self._most))
+        if self._on_timing is not None:
+            host = max(whole - self._data - self._device, 0.0)
+            self._on_timing(self._last, Timing(whole / count, host / count, self._data / count))
+        self._mark, self._data, self._device, self._arrived = now, 0.0, 0.0, 0
 
 
 def _agree(stopping: bool, count: int) -> tuple[bool, int]:

@@ -1,6 +1,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import chex
@@ -14,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from jaxgen.training import (
     SEED_AXES,
+    Asynchronous,
     Batches,
     CheckpointError,
     Checkpoints,
@@ -388,6 +390,80 @@ def test_the_host_spends_under_200_microseconds_a_step():
         seconds.append(time.process_time() - begin)
     # Processor time of all threads, so that it bounds the host's; the first run compiles. About 20 measured.
     assert min(seconds[1:]) / 640 < 200e-6
+
+
+def test_a_metric_writer_that_never_returns_does_not_hold_up_the_training(whole):
+    release = threading.Event()
+    written = []
+
+    def stalled(step, metrics):
+        release.wait()
+        written.append(step)
+
+    writer = Asynchronous(stalled, capacity=4)
+    try:
+        assert_bit_equal(tiny_run.run(on_metrics=writer), whole)
+        assert written == []
+    finally:
+        release.set()
+    with pytest.warns(RuntimeWarning, match="lines of metrics"):
+        writer.close()
+    # One was being written, four were waiting, and the others were dropped.
+    assert written == [1, 2, 3, 4, 5]
+    assert writer.dropped == tiny_run.STEPS - 5
+
+
+def test_timings_tell_where_the_time_of_a_call_went():
+    class Slow:
+        def __init__(self):
+            self.inner, self.select, self.block = tiny_run.data(), tiny_run.data().select, 3
+
+        def load(self, first, count):
+            assert first // 3 == (first + count - 1) // 3  # no span crosses a multiple of the block
+            time.sleep(0.03)
+            return self.inner.load(first, count)
+
+        def position(self, step):
+            return self.inner.position(step)
+
+        def seek(self, position):
+            self.inner.seek(position)
+
+    timings = {}
+    fit(
+        tiny_run.update,
+        tiny_run.start(),
+        tiny_run.constants(),
+        Slow(),
+        steps=12,
+        steps_per_call=8,
+        call_seconds=None,
+        on_timing=timings.__setitem__,
+    )
+    # The first of four calls compiles, and the metrics of the last arrive when the loop is over.
+    assert sorted(timings) == [3, 6, 9]
+    for timing in timings.values():
+        assert timing.data >= 0.03 / 3
+        assert timing.step >= timing.data + timing.host
+        assert timing.host < 0.02
+
+
+def test_calls_are_as_short_as_they_are_asked_to_be():
+    calls = []
+
+    def update(state, constants, batch):
+        # A step of 20 ms, in which the host sleeps.
+        wait = jax.pure_callback(lambda x: (time.sleep(0.02), x)[1], state.params, state.params)
+        return state._replace(params=wait), {"loss": jnp.sum(wait)}
+
+    batches = nothing()
+    load = batches.load
+    batches.load = lambda first, count: (calls.append(count), load(first, count))[1]
+    state = create(jax.random.key(0), jnp.zeros(3))
+    fit(update, state, (), batches, steps=40, steps_per_call=16, call_seconds=0.1)
+    assert calls[:3] == [1, 1, 1]
+    assert sum(calls) == 40
+    assert 2 <= max(calls) <= 5  # of 20 ms each
 
 
 @pytest.mark.parametrize("name", ["steps", "save_every", "log_every", "steps_per_call"])
