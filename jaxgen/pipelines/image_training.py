@@ -74,7 +74,7 @@ class DenoisingUpdate:
         change, opt_state = optimiser(constants).update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, change)
         average = ema(half_life=self.ema_half_life).update(state.ema, params)
-        rate = opt_state.hyperparams["learning_rate"]
+        rate = opt_state.hyperparams["learning_rate"]  # pyright: ignore[reportAttributeAccessIssue]
         metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
         return state._replace(params=params, opt_state=opt_state, ema=average), metrics
 
@@ -293,6 +293,8 @@ def _check_data(model: ImageNetwork, images: np.ndarray, labels: np.ndarray) -> 
             f"images must have shape [count, {', '.join(map(str, config.image_shape))}] and labels [count], "
             f"got {images.shape} and {labels.shape}"
         )
+    if images.dtype.kind != "f":
+        raise ValueError(f"images must be real numbers scaled to about [-1, 1], got {images.dtype}; convert them first")
     if not np.isfinite(images).all():
         raise ValueError(f"images must be finite, got {np.sum(~np.isfinite(images))} entries that are not")
     check_labels(labels, config.num_classes - 1)

@@ -28,8 +28,10 @@ class Batches(Protocol):
     select: Callable[[PyTree, Int[Array, ""]], PyTree]
     """`select(payload, offset)` is the batch of step `first + offset`; pure, traced, and hashable by value."""
 
-    block: int | None
-    """No span of steps that `load` is asked for crosses a multiple of it; None sets no bound."""
+    @property
+    def block(self) -> int | None:
+        """No span of steps that `load` is asked for crosses a multiple of it; None sets no bound."""
+        ...
 
     def load(self, first: int, count: int) -> PyTree:
         """Return the payload for steps first ... first + count - 1; its shapes never depend on either."""
@@ -73,7 +75,7 @@ class _Indexed:
 class InMemory:
     """Batches of arrays that live on the device; see `in_memory`."""
 
-    block = None
+    block: int | None = None
 
     def __init__(self, window: _Window, select: _Indexed):
         self.select = select

@@ -191,6 +191,12 @@ def test_data_that_do_not_fit_are_refused(arguments, options, sentence):
         train_diffusion(MODEL, OBJECTIVE, *arguments, jax.random.key(0), recipe, mesh=mesh)
 
 
+@pytest.mark.parametrize("batch_size", [1, 7])
+def test_batches_of_one_and_of_a_prime_number_train(batch_size):
+    state = train(dataclasses.replace(RECIPE, batch_size=batch_size, steps=2))
+    assert int(state.step) == 2
+
+
 def after(recipe=RECIPE, image=None, **options):
     """Take one update of the parameters of `filled_params` on eight images."""
     state = initial_state(MODEL, recipe, jax.random.key(0))._replace(params=filled_params(MODEL))

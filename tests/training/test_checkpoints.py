@@ -278,6 +278,15 @@ def test_a_state_of_four_devices_comes_back_on_one_two_and_eight(tmp_path):
             assert kernel.addressable_shards[0].data.shape == (8 // devices, 8)
 
 
+def test_a_state_of_one_device_comes_back_on_four(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state_at(4, 4))
+        checkpoints.wait()
+        state = checkpoints.restore(on_mesh(state_at(0), "data=4")).state
+    assert_same(state, state_at(4, 4))
+    assert state.params["a"]["kernel"].addressable_shards[3].data.shape == (2, 8)
+
+
 # In a process of its own: the limit holds for every thread, and the writes that orbax abandons at the first error
 # report to an event loop that is closed by then.
 FULL_DISK = """
@@ -320,8 +329,10 @@ def test_restoring_needs_at_most_a_third_more_memory_than_the_state(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file/x cannot hold checkpoints"):
-        Checkpoints(tmp_path / "file" / "x")
+    # Root may write where permissions forbid it, but nobody into /proc.
+    for folder in (tmp_path / "file" / "x", "/proc/checkpoints"):
+        with pytest.raises(CheckpointError, match=f"{folder} cannot hold checkpoints"):
+            Checkpoints(folder)
     with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
         Checkpoints(tmp_path, keep=0)
 
