@@ -2,11 +2,13 @@
 
 import errno
 import io
-from typing import IO
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
+
+ByteStream: TypeAlias = io.BufferedReader | io.BytesIO
 
 _FORMATS = ("PNG", "JPEG")
 _MODES = {1: "L", 3: "RGB"}
@@ -45,7 +47,7 @@ def check_shape(side: int, channels: int) -> None:
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
 
 
-def decode_image(stream: IO[bytes], side: int, channels: int = 3) -> UInt8[np.ndarray, "side side channels"]:
+def decode_image(stream: ByteStream, side: int, channels: int = 3) -> UInt8[np.ndarray, "side side channels"]:
     """Decode an image, turn it upright, cut out its central square and scale that.
 
     A palette is looked up, 16 bits become the upper 8, and an alpha channel is dropped without blending. Scaling is
@@ -64,21 +66,21 @@ def decode_image(stream: IO[bytes], side: int, channels: int = 3) -> UInt8[np.nd
         with Image.open(stream, formats=_FORMATS) as image:
             _check_pixels(image)
             image.draft(None, (2 * side, 2 * side))
-            upright = _TRANSPOSES.get(_orientation(image))
-            flat = _convert(image, _MODES[channels])
-        width, height = flat.size
+            turn = _TRANSPOSES.get(_orientation(image))
+            upright = _convert(image, _MODES[channels])
+        if turn is not None:
+            upright = upright.transpose(turn)
+        width, height = upright.size
         edge = min(width, height)
-        left, top = (width - edge) / 2, (height - edge) / 2
-        square = flat.resize((side, side), Image.Resampling.BICUBIC, (left, top, left + edge, top + edge))
-        # A central square and its scaling commute with the turn, which is cheaper on the small image.
-        if upright is not None:
-            square = square.transpose(upright)
+        left, top = (width - edge) // 2, (height - edge) // 2
+        # Not `resize(box=...)`, whose filter sees what lies beyond the square.
+        square = upright.crop((left, top, left + edge, top + edge)).resize((side, side), Image.Resampling.BICUBIC)
         return np.array(square).reshape(side, side, channels)
     except Exception as error:
         raise _damage(error, stream) from error
 
 
-def examine_image(stream: IO[bytes], side: int, channels: int = 3) -> None:
+def examine_image(stream: ByteStream, side: int, channels: int = 3) -> None:
     """Decode an image completely, and check what decoding alone does not: the checksums of a PNG.
 
     Raises:
@@ -119,7 +121,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _damage(error: Exception, stream: IO[bytes]) -> Exception:
+def _damage(error: Exception, stream: ByteStream) -> Exception:
     """Say what an exception of a decoder means: hostile bytes can raise nearly any."""
     if isinstance(error, DamagedImageError | MemoryError):
         return error

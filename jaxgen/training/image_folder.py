@@ -1,5 +1,6 @@
 """A folder of PNG and JPEG files as a source of examples, of which only the names are held in memory."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.training.image_decoding import (
+    ByteStream,
     DamagedImageError,
-    UnreadableImageError,
     check_shape,
     decode_image,
     examine_image,
@@ -19,6 +20,7 @@ from jaxgen.training.image_decoding import (
 from jaxgen.training.scan import Damage, Files, Share, digest, find_damage, report_damage
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
+_IRREGULAR = "is not a regular file"
 
 
 class _Listing(NamedTuple):
@@ -66,7 +68,7 @@ class ImageFolder:
         if not 0 <= index < len(self):
             raise IndexError(f"the folder has examples 0 ... {len(self) - 1}, got {index}")
         try:
-            with _open(self._path / self._names[index]) as stream:
+            with _opened(self._path / self._names[index]) as stream:
                 image = decode_image(stream, self.side, self.channels)
         except DamagedImageError as error:
             raise DamagedImageError(f"{self.name(index)} was good before training, but now {error}") from error
@@ -114,7 +116,7 @@ def image_folder(
     files = listing.files
 
     def examine(number: int) -> None:
-        with _open(root / files.names[number]) as stream:
+        with _opened(root / files.names[number]) as stream:
             examine_image(stream, side, channels)
 
     damage = find_damage(files, examine, index=None if index is None else Path(index), threads=threads, share=share)
@@ -158,7 +160,9 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     prefixes.append(f"{prefix}{entry.name}/")
-                elif entry.name.lower().endswith(_SUFFIXES) or (entry.is_symlink() and entry.is_dir()):
+                elif entry.is_symlink() and entry.is_dir():
+                    yield f"{prefix}{entry.name}/", entry
+                elif entry.name.lower().endswith(_SUFFIXES):
                     yield prefix + entry.name, entry
 
 
@@ -172,13 +176,18 @@ def _status(entry: os.DirEntry, root: Path) -> os.stat_result:
     except OSError as error:
         raise unreadable(error) or error from error
     if not stat.S_ISREG(status.st_mode):
-        raise DamagedImageError("is not a regular file")
+        raise DamagedImageError(_IRREGULAR)
     return status
 
 
-def _open(path: Path):
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[ByteStream]:
     try:
         # A pipe that has taken the place of the file is not waited for.
-        return open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0)))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        raise unreadable(error) or UnreadableImageError(str(error)) from error
+        raise unreadable(error) or error from error
+    with open(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise DamagedImageError(_IRREGULAR)
+        yield stream

@@ -6,6 +6,7 @@ import queue
 import signal
 import threading
 from collections.abc import Generator
+from multiprocessing import resource_tracker
 from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
@@ -49,9 +50,6 @@ class ReadAhead(Generic[_Item]):
 
 
 def _produce(items, slots: threading.Semaphore, ready: queue.SimpleQueue, stop: threading.Event) -> None:
-    # Signals are for the main thread. The mask is inherited by the processes that are started from here, which a
-    # Ctrl-C would otherwise kill in their first second.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     error: BaseException = RuntimeError("the batches have been closed")
     try:
         while slots.acquire() and not stop.is_set():
@@ -62,6 +60,16 @@ def _produce(items, slots: threading.Semaphore, ready: queue.SimpleQueue, stop: 
         # First of all, so that nobody waits for the end of processes to learn of an error.
         ready.put((None, error))
         items.close()
+
+
+def shield_processes() -> None:
+    """Block signals in this thread, and so in the processes that it starts until they have settled.
+
+    A Ctrl-C in their first second would kill them otherwise.
+    """
+    # Its start, at the first need, would lift the block.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
 def settle_in_process(index: int, count: int) -> None:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import os
+import shutil
 import weakref
-from collections.abc import Callable, Generator, Mapping
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import grain
@@ -15,10 +15,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from jaxgen.training.epoch_order import EpochOrder
-from jaxgen.training.mesh import batch_sharding, check_batch
-from jaxgen.training.read_ahead import ReadAhead, settle_in_process
+from jaxgen.training.mesh import check_batch
+from jaxgen.training.read_ahead import ReadAhead, settle_in_process, shield_processes
+from jaxgen.training.row_placement import RowPlacement, held_rows
 
 _ENDLESS = 2**62  # steps
+_SHARED_MEMORY = "/dev/shm"
+_UNDER_WAY = 5  # batches that a process, its queues and their reader hold
 _PROFILING = "grain_enable_multiprocess_worker_profiling"
 
 
@@ -187,7 +190,20 @@ def streamed(
         shuffle: False keeps the order of the examples.
 
     Raises:
-        ValueError: for bad arguments, before anything is read.
+        ValueError: for bad arguments, or if the processes would not find enough shared memory.
+
+    >>> class Squares:
+    ...     fingerprint = "the squares of 0 ... 9"
+    ...
+    ...     def __len__(self):
+    ...         return 10
+    ...
+    ...     def __getitem__(self, index):
+    ...         return {"square": np.int32(index**2)}
+    >>> with streamed(Squares(), 4, seed=0, shuffle=False) as batches:
+    ...     batch = batches.select(batches.load(2, 1), jax.numpy.asarray(0))
+    >>> batch["square"].tolist()
+    [64, 81, 0, 1]
     """
     least = {"batch_size": 1, "block": 1, "workers": 0, "threads": 1, "ahead": 1, "seed": 0}
     threads = max(1, (os.cpu_count() or 1) // max(1, workers)) if threads is None else threads
@@ -202,10 +218,12 @@ def streamed(
     place: Callable[[np.ndarray], jax.Array] = jax.device_put
     if mesh is not None:
         check_batch(batch_size, mesh)
-        rows = _held_rows(batch_size, mesh)
-        place = _Placement(batch_size, rows, mesh)
-    order = EpochOrder(size, batch_size, seed, shuffle)
-    return Streamed(_Rows(examples, order, rows), block, _Reading(workers, threads, ahead), place)
+        rows = held_rows(batch_size, mesh)
+        place = RowPlacement(batch_size, rows, mesh)
+    reader = _Rows(examples, EpochOrder(size, batch_size, seed, shuffle), rows)
+    if workers:
+        _check_shared_memory(reader, workers)
+    return Streamed(reader, block, _Reading(workers, threads, ahead), place)
 
 
 def _pick(payload: _Block, offset: Int[Array, ""]) -> PyTree:
@@ -222,49 +240,37 @@ def _blocks(
     steps = grain.MapDataset.range(0, _ENDLESS)[number * block :].map(rows)
     batches = steps.to_iter_dataset(grain.ReadOptions(reading.threads, prefetch_buffer_size=reading.threads))
     if reading.workers:
-        # Here, because its start would lift the block of the signals, which the processes are to inherit.
-        resource_tracker.ensure_running()
+        shield_processes()
         # Grain (0.2.18) asks for this option of its command line, whether or not there has been a command line.
         if _PROFILING in flags.FLAGS:
             flags.FLAGS[_PROFILING].present = True
-        options = grain.MultiprocessingOptions(reading.workers, per_worker_buffer_size=2)
+        options = grain.MultiprocessingOptions(reading.workers, per_worker_buffer_size=1)
         batches = batches.mp_prefetch(options, worker_init_fn=settle_in_process)
     iterator = iter(batches)
     try:
         while True:
-            arrays: dict[str, np.ndarray] = {}
-            for step in range(block):
-                for name, array in next(iterator).items():
-                    if not step:
-                        arrays[name] = np.empty((block, *array.shape), array.dtype)
-                    arrays[name][step] = array
-            yield jax.tree.map(place, arrays)
+            yield jax.tree.map(place, _stack(iterator, block))
     finally:
         iterator.close()
 
 
-def _held_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
-    """Return the rows of a batch that the devices of this process hold."""
-    held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    rows = [np.arange(batch_size)[index] for index in held if index is not None]
-    if not rows:
-        raise ValueError("the mesh must hold a device of every process that reads batches")
-    return np.unique(np.concatenate(rows))
+def _stack(batches: Iterator[Mapping[str, np.ndarray]], count: int) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for number in range(count):
+        for name, array in next(batches).items():
+            if not number:
+                arrays[name] = np.empty((count, *array.shape), array.dtype)
+            arrays[name][number] = array
+    return arrays
 
 
-@dataclasses.dataclass(frozen=True)
-class _Placement:
-    """Puts the rows of this process [block, rows, ...] where a mesh wants them, of batches [block, batch, ...]."""
-
-    batch_size: int
-    rows: np.ndarray
-    mesh: Mesh
-
-    def __call__(self, local: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
-            first, last, _ = index[1].indices(self.batch_size)
-            begin = int(np.searchsorted(self.rows, first))
-            return local[:, begin : begin + last - first]
-
-        shape = (local.shape[0], self.batch_size, *local.shape[2:])
-        return jax.make_array_from_callback(shape, batch_sharding(self.mesh, 1), part)
+def _check_shared_memory(rows: _Rows, workers: int) -> None:
+    # Processes hand over their batches in it. Where it runs out they die without a word; containers have 64 MB.
+    if os.path.isdir(_SHARED_MEMORY):
+        batch = len(rows.rows) * sum(np.asarray(array).nbytes for array in rows.examples[0].values())
+        needed, free = _UNDER_WAY * workers * batch, shutil.disk_usage(_SHARED_MEMORY).free
+        if needed > free:
+            raise ValueError(
+                f"workers={workers} need {needed / 1e6:.0f} MB of shared memory, but {_SHARED_MEMORY} has "
+                f"{free / 1e6:.0f} MB free: use fewer workers, or give the container more (--shm-size)"
+            )
