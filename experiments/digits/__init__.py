@@ -8,6 +8,7 @@ per class, which a statistic has to tell apart to be worth reading.
 
 import dataclasses
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
@@ -56,13 +57,13 @@ class Config:
     blocks: int = 3
     """Residual blocks."""
     sampler: Literal["all", "ddim", "ddpm", "flow", "pcg"] = "all"
-    """What to sample with: all measures the claims, one alone draws the images asked for below."""
+    """What to sample with: all measures the claims, one alone draws the images asked for below; --data has ddim."""
     gamma: float = 1.0
     """Guidance scale of the images asked for: 0 unconditional, 1 conditional, above 1 extrapolates."""
     samples: int = 64
     """Number of images asked for."""
     label: int | None = None
-    """Digit asked for, 0 to 9; every digit in turn where it is left out."""
+    """Digit (of --data: class, from 0 in the order of their names) asked for; every one in turn where left out."""
     sampling_steps: int = 100
     """Steps of every sampler, except where their number is what is varied."""
     corrector_steps: int = 1
@@ -83,8 +84,6 @@ class Config:
     """Folder of PNG or JPEG images (a sub-folder a class) or ArrayRecord files to learn instead of the digits."""
     side: Literal[32, 64] = 32
     """Pixels to which the images of --data are cut and scaled."""
-    model: Literal["conv"] = "conv"
-    """Network that learns the images of --data."""
     conv: Convolutional = Convolutional()
     """Sizes of that network."""
     mirror: bool = False
@@ -98,6 +97,11 @@ class Config:
 
 
 _MOST = 1_000_000
+_OF_IMAGES = (
+    *("side", "conv.width", "conv.multipliers", "conv.blocks", "conv.dtype", "conv.remat"),
+    *("mirror", "accumulate", "workers", "steps_per_transfer"),
+)
+_OF_DIGITS = ("width", "hidden", "blocks", "largest_shift")
 
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
@@ -122,6 +126,7 @@ PRESET_NOTES = {
 def check(config: Config, run: RunDirectory) -> None:
     """Refuse, before anything is written, what cannot be trained or sampled, and runs that were trained otherwise."""
     _check_numbers(config)
+    _check_heeded(config)
     from experiments.digits import folder, networks
 
     (networks if config.data is None else folder).check(config, run)
@@ -153,3 +158,16 @@ def _check_numbers(config: Config) -> None:
         raise ValueError(f"--label must be a digit from 0 to 9, got {config.label}")
     if not config.scales or not config.step_counts or min(config.step_counts) < 1:
         raise ValueError("--scales and --step-counts take at least one value, and a number of steps is at least 1")
+
+
+def _check_heeded(config: Config) -> None:
+    """Refuse what was asked of a network or of data that this run does not have."""
+    if config.data is None:
+        names, base, why = _OF_IMAGES, [Config()], "images of your own; name their folder with --data, or drop it"
+    else:
+        # A preset sets some of the digits' sizes, which nobody has asked for.
+        names, base, why = _OF_DIGITS, list(PRESETS.values()), "the digits; drop it, the options --conv are for --data"
+    for name in names:
+        field = attrgetter(name)
+        if field(config) not in [field(preset) for preset in base]:
+            raise ValueError(f"--{name.replace('_', '-')} is for {why}")

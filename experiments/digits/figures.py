@@ -94,14 +94,21 @@ def _neighbours(run: RunDirectory, digits: data.Digits, samples: np.ndarray) -> 
 
 def _loss(run: RunDirectory) -> None:
     path = run.path / "metrics.jsonl"
-    if not path.exists():  # the networks are another run's
+    if not run.writes or not path.exists():  # the first process draws; the networks may be another run's
         return
     lines = [json.loads(line) for line in path.read_text().splitlines()]
+    found = {
+        title: np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
+        for name, title in (("denoiser_loss", "denoiser"), ("flow_loss", "flow (velocity)"))
+    }
+    if not any(map(len, found.values())):
+        return
     with plots.style():
         figure = Figure(figsize=(5.0, 3.0))
         axes = figure.subplots()
-        for name, title in (("denoiser_loss", "denoiser"), ("flow_loss", "flow (velocity)")):
-            points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
+        for title, points in found.items():
+            if not len(points):
+                continue
             window = max(len(points) // 50, 1)
             smooth = np.convolve(points[:, 1], np.ones(window) / window, "valid")
             axes.plot(points[window - 1 :, 0], smooth, label=title)

@@ -12,14 +12,13 @@ from jax.experimental import multihost_utils
 from experiments import configuration, plots
 from experiments.devices import check_divides, mesh_of
 from experiments.digits.claims import CLAIMS
+from experiments.metric_lines import metric_lines
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.models import ImageConv, ImageConvConfig, abstract_params
 from jaxgen.pipelines import EDMObjective, Recipe, film_images, generate_images, train_on_batches, training_flops
 from jaxgen.training import (
-    Asynchronous,
     Checkpoints,
     Share,
-    TensorBoard,
     Timing,
     gathered,
     local_mesh,
@@ -29,11 +28,13 @@ from jaxgen.training import (
     streamed,
     utilisation,
 )
+from jaxgen.training.image_records import record_files
 from jaxgen.typing import Params
 
 _NAME = "images"
 _TRAINED = ("steps", "batch_size", "learning_rate", "ema_half_life", "label_dropout", "side", "mirror", "conv")
 _LOG_EVERY = 10
+_SUFFIXES = (".png", ".jpg", ".jpeg")
 _CLASSES_SHOWN, _COLUMNS, _FRAMES = 10, 10, 10
 # A denoiser of colour images in [-1, 1] (Karras et al. 2022, table 1).
 _OBJECTIVE = EDMObjective()
@@ -52,23 +53,63 @@ def check(config: Any, run: RunDirectory) -> None:
 
     Raises:
         ValueError: names the option and the mend.
+        CheckpointError: the checkpoint of the run to sample from is damaged or not there.
     """
     if config.sampler not in ("all", "ddim"):
         raise ValueError(f"--sampler {config.sampler} is of the digits; with --data images are drawn by ddim")
-    if config.label is not None and config.label < 0:
-        raise ValueError(f"--label must be at least 0, got {config.label}")
     for name in ("accumulate", "steps_per_transfer"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     if config.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {config.workers}; 0 reads in threads of this process")
-    check_divides(run, batch_size=config.batch_size)
+    check_divides(run, processes=True, batch_size=config.batch_size)
     _model(config, 1)
     _recipe(config)
-    if not config.data.exists():
-        raise ValueError(f"--data {config.data} does not exist; name a folder of PNG or JPEG images")
-    if run.source is not None:
+    _check_mesh(config, run)
+    if run.source is None:
+        _check_label(config, _most_classes(config.data))
+    else:
         _compare(config, run.source)
+        _check_label(config, len(_classes(config, run.source)))
+
+
+def _check_mesh(config: Any, run: RunDirectory) -> None:
+    mesh, processes = mesh_of(run, processes=True), jax.process_count()
+    if idle := processes - len({device.process_index for device in mesh.devices.flat}):
+        raise ValueError(
+            f"--mesh {run.mesh} leaves {idle} of {processes} processes without a device; there are "
+            f"{jax.device_count()} to share"
+        )
+    devices, size = mesh.shape.get("data", 1), config.batch_size // config.accumulate
+    if size % devices:
+        raise ValueError(
+            f"--accumulate {config.accumulate} makes parts of {size} images, which do not divide over {devices} "
+            f"devices; choose a smaller number, or a larger --batch-size"
+        )
+
+
+def _check_label(config: Any, classes: int) -> None:
+    if config.label is not None and not 0 <= config.label < classes:
+        raise ValueError(f"--label must lie between 0 and {classes - 1}, one less than the classes; got {config.label}")
+
+
+def _most_classes(path: Path) -> int:
+    """Look at the names of files alone, and return how many classes their images are of, at most.
+
+    Raises:
+        ValueError: there are no images, or nothing says which classes they are of.
+    """
+    if records := record_files(path):
+        names = records[0].parent / "label.labels.txt"
+        if not names.is_file():
+            raise ValueError(f"{names} is missing; it names the classes of the records, one a line")
+        return len(names.read_text("utf-8").splitlines())
+    if not path.is_dir():
+        what = "is no folder" if path.exists() else "does not exist"
+        raise ValueError(f"--data {path} {what}; name a folder of PNG or JPEG images, or ArrayRecord files")
+    if not any(file.suffix.lower() in _SUFFIXES for file in path.rglob("*")):
+        raise ValueError(f"--data {path} holds no PNG or JPEG images")
+    return max(sum(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()), 1)
 
 
 def run_folder(config: Any, run: RunDirectory) -> None:
@@ -84,11 +125,13 @@ def run_folder(config: Any, run: RunDirectory) -> None:
 
 
 def _train(config: Any, run: RunDirectory) -> Trained:
-    mesh = mesh_of(run)
+    mesh = mesh_of(run, processes=True)
     images = open_images(config.data, config.side, index=run.path / "images.json", share=_share())
+    _check_label(config, len(images.classes))
     if images.damaged:
         named = "; ".join(f"{broken.name} ({broken.reason})" for broken in images.damaged[:5])
-        run.note(f"{len(images.damaged)} damaged images were left out: {named}.")
+        count = len(images.damaged)
+        run.note(f"{count} of {len(images) + count} images are damaged and were left out: {named}.")
     model, recipe = _model(config, len(images.classes)), _recipe(config)
     run.note(
         f"{len(images)} images of {len(images.classes)} classes, cut to {config.side} x {config.side} pixels; a "
@@ -101,7 +144,7 @@ def _train(config: Any, run: RunDirectory) -> Trained:
         Checkpoints(
             run.checkpoints / _NAME, config=_settings(config, run, images.classes), keep=2, best="loss"
         ) as checkpoints,
-        _telling(config, run, recipe, model, mesh, checkpoints.latest_step) as (report, told),
+        _telling(run, recipe, model, mesh, checkpoints.latest_step) as (report, told),
     ):
         state = train_on_batches(
             model,
@@ -132,71 +175,67 @@ def _share() -> Share | None:
 
 @contextlib.contextmanager
 def _telling(
-    config: Any, run: RunDirectory, recipe: Recipe, model: ImageConv, mesh: Any, saved: int | None
+    run: RunDirectory, recipe: Recipe, model: ImageConv, mesh: Any, saved: int | None
 ) -> Iterator[tuple[Callable[[int, dict], None], Callable[[int, Timing], None]]]:
     """Yield what is called with metrics and with timings, which write without holding up the training."""
     flops, devices = training_flops(model, _OBJECTIVE, recipe), list(mesh.devices.flat)
     if run.resumed:
         run.resume_metrics(saved or 0)
-    last: dict[str, float] = {}
-
-    def lines(step: int, metrics: Any) -> None:
-        run.metrics(step, **{name: float(value) for name, value in metrics.items()})
-
-    with contextlib.ExitStack() as stack:
-        writers: list[Any] = [lines]
-        if run.tensorboard and run.writes:
-            writers.append(TensorBoard(run.path / "tensorboard", purge_step=saved + 1 if saved else None))
-        write = stack.enter_context(Asynchronous(*writers))
-        progress = stack.enter_context(run.progress(recipe.steps, "training"))
+    speed: dict[str, float] = {}
+    spent: dict[str, float] = {}
+    with metric_lines(run, saved=saved) as write, run.progress(recipe.steps, "training") as progress:
 
         def timed(step: int, timing: Timing) -> None:
             del step
-            last["images_per_second"] = recipe.batch_size / float(timing.step)
-            last["host_milliseconds"] = 1e3 * float(timing.host)
-            last["data_milliseconds"] = 1e3 * float(timing.data)
+            speed["images_per_second"] = recipe.batch_size / float(timing.step)
             if (share := utilisation(flops, float(timing.step), devices)) is not None:
-                last["utilisation"] = share
+                speed["utilisation"] = share
+            spent["host_milliseconds"] = 1e3 * float(timing.host)
+            spent["data_milliseconds"] = 1e3 * float(timing.data)
 
         def report(step: int, metrics: dict) -> None:
-            progress.update(step, loss=float(metrics["loss"]), **{n: last[n] for n in last if "seconds" not in n[-12:]})
+            progress.update(step, loss=float(metrics["loss"]), **speed)
             if step % _LOG_EVERY == 0 or step == recipe.steps:
-                write(step, {**metrics, **last})
+                write(step, {**metrics, **speed, **spent})
 
         yield report, timed
 
 
 def _restored(config: Any, source: Path) -> Trained:
-    folder = source / "checkpoints" / _NAME
-    classes = tuple(read_config(folder, step=config.steps)["classes"])
+    classes = _classes(config, source)
     model = _model(config, len(classes))
-    return Trained(
-        model, restore_params(folder, abstract_params(model), field="ema.average", step=config.steps), classes
-    )
+    folder = source / "checkpoints" / _NAME
+    params = restore_params(folder, abstract_params(model), field="ema.average", step=config.steps)
+    return Trained(model, params, classes)
+
+
+def _classes(config: Any, source: Path) -> tuple[str, ...]:
+    return tuple(read_config(source / "checkpoints" / _NAME, step=config.steps)["classes"])
 
 
 def _compare(config: Any, source: Path) -> None:
     asked = configuration.to_json(config)
     stored = configuration.read_run(source)["config"]
-    names = [name for name in _TRAINED if name in asked]
-    if found := configuration.differences({n: stored.get(n) for n in names}, {n: asked[n] for n in names}):
+    if stored.get("data") is None:
+        raise ValueError(f"--from {source} has networks of the digits, not of images of --data; drop one of the two")
+    if found := configuration.differences({n: stored.get(n) for n in _TRAINED}, {n: asked[n] for n in _TRAINED}):
         raise ValueError(f"--from {source} takes its network as it is, but {'; '.join(found)}")
 
 
 def _draw(config: Any, run: RunDirectory, trained: Trained) -> None:
-    """Draw what a person judges by eye: samples of every class, and how one of each emerges."""
-    if config.label is not None and config.label >= len(trained.classes):
-        raise ValueError(f"--label must lie in [0, {len(trained.classes) - 1}], got {config.label}")
-    shown = np.arange(min(len(trained.classes), _CLASSES_SHOWN)) if config.label is None else np.array([config.label])
-    labels = np.resize(np.repeat(shown, _COLUMNS), max(config.samples, _COLUMNS * len(shown)))
+    """Draw what a person judges by eye: samples of the classes in turn, and how one of each emerges."""
+    classes, count = len(trained.classes), config.samples
+    labels = np.arange(count) % classes if config.label is None else np.full(count, config.label)
     network = (trained.model, _OBJECTIVE, trained.params)
     key = jax.random.fold_in(jax.random.key(run.seed), 1)
     options = {"scale": config.gamma, "steps": config.sampling_steps, "mesh": local_mesh()}
-    with run.progress(len(labels), "drawing") as progress:
+    with run.progress(count, "drawing") as progress:
         images = generate_images(*network, labels, key, **options, on_block=progress.update)
     run.arrays(samples=_bytes(images), labels=labels, classes=list(trained.classes))
     title = f"DDIM, guidance scale {config.gamma:g}, {config.sampling_steps} steps"
-    rows = images[: _COLUMNS * len(shown)].reshape(len(shown), _COLUMNS, *images.shape[1:])
+    shown, counts = np.unique(labels, return_counts=True)
+    shown, columns = shown[:_CLASSES_SHOWN], min(counts.min(), _COLUMNS)
+    rows = np.stack([images[labels == label][:columns] for label in shown])
     _rows(run, "samples", rows, trained, shown, title, f"{title}: a class a row")
     film = film_images(*network, shown, key, **options)
     frames = np.unique(np.linspace(0, config.sampling_steps - 1, _FRAMES).round().astype(int))

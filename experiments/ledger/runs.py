@@ -126,7 +126,8 @@ def join(runs: Iterable[Run], root: Path) -> list[Paper]:
     """Choose one row for each claim of each experiment, and correct each paper's rows for their number.
 
     The newest whole run of the largest preset counts; runs of a part that started later replace the rows that they
-    measured. A claim that this preset did not run is taken from the next smaller preset that did.
+    measured. A whole run that measured nothing, because only images were asked for, hides none that did. A claim that
+    this preset did not run is taken from the next smaller preset that did.
     """
     fresh = functools.cache(functools.partial(freshness, root=root))
     by_experiment: dict[str, list[Run]] = {}
@@ -149,11 +150,13 @@ def join(runs: Iterable[Run], root: Path) -> list[Paper]:
 
 
 def _join_parts(runs: Sequence[Run]) -> dict[str, tuple[dict[str, Any], Run]]:
-    """Lay the parts that are newer than the newest whole run over it."""
+    """Lay the parts that are newer than the newest whole run that measured something over it."""
     ordered = sorted(runs, key=lambda run: run.started)
     whole = [index for index, run in enumerate(ordered) if run.part is None]
+    measured = [index for index in whole if not all(map(_open, ordered[index].rows))]
+    first = (measured or whole or [0])[-1]
     chosen: dict[str, tuple[dict[str, Any], Run]] = {}
-    for run in ordered[whole[-1] :] if whole else ordered:
+    for run in ordered[first:]:
         for row in run.rows:
             if row["id"] not in chosen or not _open(row):
                 chosen[row["id"]] = row, run

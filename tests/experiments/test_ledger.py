@@ -127,6 +127,27 @@ def test_parts_of_a_preset_are_joined_over_the_newest_whole_run(root, tmp_path):
     }
 
 
+def test_a_run_that_measured_nothing_hides_none_that_did(root, tmp_path):
+    folder = tmp_path / "runs"
+    write_run(folder / "toy/0", [row("A1", REFUTED), row("A2", REFUTED)], started="2026-01-01T00:00:00Z")
+    write_run(folder / "toy/1", [row("A1"), row("A2", None)], started="2026-01-02T00:00:00Z")
+    write_run(folder / "toy/2", [row("A1", None), row("A2")], part="second", started="2026-01-03T00:00:00Z")
+    drawn = [row("A1", None), row("A2", None), row("A3", None)]
+    write_run(folder / "toy/3", drawn, started="2026-01-04T00:00:00Z")
+    found = chosen(folder, root)
+    assert {name: (entry.judged["verdict"], entry.run.path.name) for name, entry in found.items()} == {
+        "A1": ("holds", "1"),
+        "A2": ("holds", "2"),
+        "A3": ("not run", "3"),
+    }
+
+
+def test_of_runs_that_all_measured_nothing_the_newest_counts(root, tmp_path):
+    for number in (1, 2):
+        write_run(tmp_path / f"runs/toy/{number}", [row("A1", None)], started=f"2026-01-0{number}T00:00:00Z")
+    assert chosen(tmp_path / "runs", root)["A1"].run.path.name == "2"
+
+
 def test_each_paper_is_corrected_by_itself(root, tmp_path):
     weak = (0.525, 0.49, 0.55, 0.50, 0.545)  # p = .04
     write_run(tmp_path / "runs/toy/1", [row("A1", weak), row("A2", None)])
