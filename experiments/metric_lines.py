@@ -23,6 +23,8 @@ def metric_lines(run: RunDirectory, *, saved: int | None = None, name: str = "")
 
     writers: list[Any] = [lines]
     if run.tensorboard and run.writes:
-        writers.append(TensorBoard(run.path / "tensorboard" / name, purge_step=None if saved is None else saved + 1))
+        writers.append(
+            TensorBoard(run.path / "tensorboard" / name, purge_step=(saved or 0) + 1 if run.resumed else None)
+        )
     with Asynchronous(*writers) as write:
         yield write

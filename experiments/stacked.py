@@ -99,11 +99,11 @@ def train(
     count = len(jax.tree.leaves(given)[0])
     with (
         Checkpoints(run.checkpoints / name, config=dict(settings), keep=2) as checkpoints,
-        metric_lines(run, saved=checkpoints.latest_step, name=name) as write,
+        metric_lines(run, saved=(saved := checkpoints.good_step()), name=name) as write,
         run.progress(steps, f"training {count} {name}") as progress,
     ):
         if run.resumed:
-            run.resume_metrics(checkpoints.latest_step or 0, metric=f"{name}_loss")
+            run.resume_metrics(saved or 0, metric=f"{name}_loss")
 
         def report(step: int, metrics: dict) -> None:
             mean = float(metrics["loss"].mean())

@@ -21,7 +21,7 @@ def main(port, processes, process, folder, steps):
 
     import regression_run
 
-    from jaxgen.training import Checkpoints, make_mesh
+    from jaxgen.training import Checkpoints, make_mesh, read_config
 
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(True))
@@ -41,6 +41,8 @@ def main(port, processes, process, folder, steps):
             stop=lambda: bool(stopped),
             steps_per_call=4,
         )
+    # Right after the last process has closed its checkpoints, all of which read the same files.
+    assert read_config(folder / "checkpoints") == {}
     held = sum(shard.data.nbytes for leaf in jax.tree.leaves(state.opt_state) for shard in leaf.addressable_shards)
     print(json.dumps({"losses": losses, "step": int(state.step), "bytes": held}), flush=True)
 

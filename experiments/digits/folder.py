@@ -141,10 +141,8 @@ def _train(config: Any, run: RunDirectory) -> Trained:
         streamed(
             images, config.batch_size, run.seed, mesh=mesh, block=config.steps_per_transfer, workers=config.workers
         ) as batches,
-        Checkpoints(
-            run.checkpoints / _NAME, config=_settings(config, run, images.classes), keep=2, best="loss"
-        ) as checkpoints,
-        _telling(run, recipe, model, mesh, checkpoints.latest_step) as (report, told),
+        Checkpoints(run.checkpoints / _NAME, config=_settings(config, run, images.classes), keep=2) as checkpoints,
+        _telling(run, recipe, model, mesh, checkpoints.good_step()) as (report, told),
     ):
         state = train_on_batches(
             model,

@@ -93,11 +93,11 @@ def _train(config: Any, run: RunDirectory, mesh: Mesh, name: str, images, labels
     settings = {**{field: getattr(config, field) for field in _NETWORK + _RECIPE}, "seed": run.seed}
     with (
         Checkpoints(run.checkpoints / name, config=settings, keep=2) as checkpoints,
-        metric_lines(run, saved=checkpoints.latest_step, name=name) as write,
+        metric_lines(run, saved=(saved := checkpoints.good_step()), name=name) as write,
         run.progress(recipe.steps, f"training the {name}") as progress,
     ):
         if run.resumed:
-            run.resume_metrics(checkpoints.latest_step or 0, metric=f"{name}_loss")
+            run.resume_metrics(saved or 0, metric=f"{name}_loss")
 
         def report(step: int, metrics: dict) -> None:
             progress.update(step, loss=float(metrics["loss"]))

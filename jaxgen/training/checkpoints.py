@@ -3,9 +3,11 @@
 A checkpoint is the folder `PATH/STEP` with the arrays of the state (`state/`), the position in the data (`data/`),
 what they belong to (`meta/`) and the sha256 of every file of these (see `manifest`). The manifest is written before
 the folder gets its name, so that a folder with a name has one. Several processes write into one common folder, each
-the shards that it holds. This is the only module that knows orbax.
+the shards that it holds; all of them call every function of this module together. This is the only module that knows
+orbax.
 """
 
+import itertools
 import json
 import math
 import warnings
@@ -15,12 +17,12 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from jaxgen.training import manifest
 from jaxgen.training.fitting import CheckpointDamagedError, CheckpointError, compare_arrays, compare_configs
 from jaxgen.training.keeping import Keeping, best_first, read_json
+from jaxgen.training.processes import on_first, told_by_first
 from jaxgen.training.tree_paths import describe, flatten
 
 _FORMAT = 2
@@ -152,10 +154,12 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
-            if self._writing is not None and jax.process_index() == 0:
-                manifest.seal(self.path / str(self._writing))
+            if self._writing is not None:
+                # Every process reads the seal, so that none goes on before it is written.
+                on_first(lambda: manifest.seal(self.path / str(self._writing)))
         except Exception as error:
             raise self._unwritten(error) from error
+        self._writing = None
 
     def restore(self, like: PyTree, *, constants: str = "", partial: bool = False) -> Restored:
         """Read the newest checkpoint that is undamaged, onto the devices where `like` lies.
@@ -187,6 +191,18 @@ class Checkpoints:
         self._set_aside(damaged)
         return restored
 
+    def good_step(self) -> int | None:
+        """Return the step of the newest undamaged checkpoint, None if there is none at all, and set aside the others.
+
+        Raises:
+            CheckpointError: if there are checkpoints and all of them are damaged.
+        """
+        if not _steps(self.path):
+            return None
+        step, _, damaged = _newest_good(self.path)
+        self._set_aside(damaged)
+        return step
+
     def close(self) -> None:
         """Wait for the checkpoint that is being written, and release orbax's threads."""
         try:
@@ -195,12 +211,17 @@ class Checkpoints:
             self._manager.close()
 
     def _set_aside(self, damaged: Sequence[int]) -> None:
-        if jax.process_index() == 0:
+        def rename() -> None:
             for bad in damaged:
-                (self.path / str(bad)).rename(self.path / f"{bad}.damaged")
+                endings = itertools.chain([""], (f"-{again}" for again in itertools.count(2)))
+                names = (self.path / f"{bad}.damaged{ending}" for ending in endings)
+                (self.path / str(bad)).rename(next(name for name in names if not name.exists()))
+
         if damaged:
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("damaged checkpoints set aside")
+            try:
+                on_first(rename)
+            except OSError as error:
+                raise CheckpointError(f"damaged checkpoints cannot be set aside: {error}") from error
             self._manager.reload()
 
     def _write_manifest(self) -> None:
@@ -224,7 +245,7 @@ def best_step(path: str | Path, metric: str, *, maximise: bool = False) -> int:
         CheckpointError: if no undamaged checkpoint has this metric.
     """
     root = Path(path).absolute()
-    found = {step: meta["metrics"] for step in _steps(root) if (meta := _verified_or_none(root / str(step)))}
+    found = {step: meta["metrics"] for step in _common_steps(root) if (meta := _verified_or_none(root / str(step)))}
     ranked = best_first(found, metric, maximise)
     if not ranked:
         known = sorted({name for metrics in found.values() for name in metrics})
@@ -272,10 +293,15 @@ def _steps(root: Path) -> list[int]:
     return [int(entry.name) for entry in root.iterdir() if entry.name.isdecimal()] if root.is_dir() else []
 
 
+def _common_steps(root: Path) -> list[int]:
+    """List the steps that the first process sees, in every process: file systems differ for a moment."""
+    return json.loads(told_by_first(json.dumps(sorted(_steps(root), reverse=True))))
+
+
 def _newest_good(root: Path) -> tuple[int, dict[str, Any], list[int]]:
     """Return the newest undamaged step, what it belongs to, and the damaged steps after it."""
     damaged, reason = [], "there is none"
-    for step in sorted(_steps(root), reverse=True):
+    for step in _common_steps(root):
         try:
             meta = _verify(root / str(step))
         except CheckpointDamagedError as error:

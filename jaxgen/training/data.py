@@ -1,6 +1,7 @@
 """Where the batches of a training run come from."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,6 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, Integer, PyTree, UInt
 
 from jaxgen.training.mesh import replicate
+from jaxgen.training.tree_paths import fingerprint
 from jaxgen.typing import ArrayLike, PRNGKey
 
 _ROUNDS = 8
@@ -81,6 +83,11 @@ class InMemory:
         self.select = select
         self._window = window
 
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        window = self._window
+        return {**dataclasses.asdict(self.select), "arrays": fingerprint((window.arrays, window.key))}
+
     def load(self, first: int, count: int) -> _Window:
         """Return the arrays and where the batch of step `first` begins."""
         del count
@@ -89,12 +96,12 @@ class InMemory:
         return self._window._replace(epoch=np.uint32(epoch % 2**32), start=np.int32(start))
 
     def position(self, step: int) -> dict[str, Any]:
-        """Return the step and the sizes: the step alone determines the batch."""
-        return {"step": step, **dataclasses.asdict(self.select)}
+        """Return the step and what else determines the batch: the sizes, the order's key and the arrays."""
+        return {"step": step, **self._identity}
 
     def seek(self, position: Mapping[str, Any]) -> None:
-        """Check that a position belongs to data of these sizes."""
-        for name, value in dataclasses.asdict(self.select).items():
+        """Check that a position belongs to these arrays in this order."""
+        for name, value in self._identity.items():
             if position.get(name) != value:
                 raise ValueError(f"the data has {name} {value}, but the checkpoint was made with {position.get(name)}")
 

@@ -14,10 +14,11 @@ from jaxtyping import Array, Bool, PyTree
 
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.data import Batches
-from jaxgen.training.manifest import agreed
+from jaxgen.training.fitting import CheckpointError
 from jaxgen.training.mesh import RULES, batch_sharding, place, replicate_all, state_shardings
+from jaxgen.training.processes import Agreement, told_by_first
 from jaxgen.training.span import Update, run_span
-from jaxgen.training.state import TrainState, owned
+from jaxgen.training.state import TrainState, owned, unshared
 from jaxgen.training.tree_paths import fingerprint
 
 
@@ -31,8 +32,8 @@ class Timing(NamedTuple):
     step: Any
     """Wall time, checkpoints included."""
     host: Any
-    """The host's own work: starting the program and reporting metrics. On a CPU, whose small programs run while they
-    are started, it includes these."""
+    """The host's own work: starting the program, reporting metrics, beginning to save. On a CPU, whose small programs
+    run while they are started, it includes these."""
     data: Any
     """Waiting for batches."""
 
@@ -103,6 +104,9 @@ def fit(
             metrics arrive in time; None makes every call as long as it can be.
         watch: the metric that must stay finite; it may have a leading axis of seeds.
 
+    With several processes, all call `fit` with the same arguments. What one of them raises by itself (`on_metrics`, a
+    file that only it cannot read) leaves the others waiting for it: end that process, and jax ends the others.
+
     Returns:
         The state after the last step. With `checkpoints`, it has been written when `fit` returns.
 
@@ -125,15 +129,17 @@ def fit(
         batches.seek(position)
         saved = int(state.step)
     elif mesh is not None:
-        state = place(state, shardings)
+        _check_common(state)
+        state = unshared(place(state, shardings), constants)
     done = int(state.step)
     span = functools.partial(run_span, update, batches.select, steps_per_call, layout, sharding, watch)
     report = functools.partial(_report, steps, log_every, on_metrics, watch, checkpoints)
+    agree = Agreement()
     pace = _Pace(steps_per_call, call_seconds, on_timing)
 
     pending, numbers = None, {}
     while done < steps:
-        stopping, most = _agree(stop is not None and stop(), pace.steps)
+        stopping, most = agree(stop is not None and stop(), pace.steps)
         if stopping:
             break
         count = min(most, *_until_cuts(done, steps, save_every, batches.block))
@@ -209,10 +215,10 @@ class _Pace:
         self._mark, self._data, self._device, self._arrived = now, 0.0, 0.0, 0
 
 
-def _agree(stopping: bool, count: int) -> tuple[bool, int]:
-    """Let all processes run calls of one length, and stop together when one is told to."""
-    stopped, most = agreed(np.array([stopping, -count]), np.maximum.reduce).tolist()
-    return bool(stopped), -most
+def _check_common(state: TrainState) -> None:
+    mine = fingerprint((state.step, state.key))
+    if told_by_first(mine) != mine:
+        raise ValueError("every process has to begin with the same state, but the steps or the keys differ")
 
 
 def _until_cuts(done: int, steps: int, save_every: int | None, block: int | None) -> list[int]:
@@ -266,7 +272,10 @@ def _save(checkpoints: Checkpoints, state: TrainState, batches: Batches, digest:
 def _diverged(what: str, checkpoints: Checkpoints | None) -> None:
     where = "no checkpoint was written"
     if checkpoints is not None:
-        checkpoints.wait()
+        try:
+            checkpoints.wait()
+        except CheckpointError as error:
+            what = f"{what}; {error}"
         if checkpoints.latest_step is not None:
             where = f"the last good checkpoint is {checkpoints.path / str(checkpoints.latest_step)}"
     raise TrainingDivergedError(f"{what}; {where}")

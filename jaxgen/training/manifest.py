@@ -8,12 +8,13 @@ is killed between the two leaves a checkpoint without a seal, which is good: not
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from jaxgen.training.processes import agreed, told_by_first
 
 MANIFEST, _SEAL = "manifest.json", "seal.json"
 # Orbax rewrites these when it renames the folder; they hold times.
@@ -35,10 +36,9 @@ def seal(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """Say what in a checkpoint is not what was written, None if everything is.
 
-    Several processes share the files among them and agree on the answer.
+    Several processes share the files among them and agree on the answer; the first one says which files there are.
     """
-    found, files = _listed(folder)
-    # Every process reads these lists, and all have to come to the same exchange below.
+    found, files = json.loads(told_by_first(json.dumps(_listed(folder) if jax.process_index() == 0 else None)))
     wrong = _share_out(folder, files) if found is None else [found]
     return f"{folder} is damaged: {wrong[0]}" if wrong else None
 
@@ -77,13 +77,6 @@ def _share_out(folder: Path, files: dict[str, str]) -> list[str]:
         wrong[number] = _digest_or_none(folder / names[number]) != files[names[number]]
     wrong = agreed(wrong, np.maximum.reduce)
     return [f"{name} is not what was written" for name, bad in zip(names, wrong, strict=True) if bad]
-
-
-def agreed(values: np.ndarray, combine: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Combine one array of every process by a reduction over the first axis; with one process, return it."""
-    if jax.process_count() == 1:
-        return values
-    return combine(np.asarray(multihost_utils.process_allgather(values)).reshape(-1, *values.shape))
 
 
 def _digest_or_none(file: Path) -> str | None:

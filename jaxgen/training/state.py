@@ -81,5 +81,29 @@ def owned(state: TrainState, *others: PyTree) -> TrainState:
     return jax.tree.map(own, state)
 
 
+def unshared(state: TrainState, *others: PyTree) -> TrainState:
+    """Copy every array of a state whose memory another of its arrays, or one of `others`, uses as well.
+
+    Placing an array makes a new one, but may leave its memory where it was; what is donated twice, or donated and
+    passed on, would be freed under the other.
+    """
+    seen = set().union(*(_buffers(leaf) for leaf in jax.tree.leaves(others)))
+
+    def own(leaf):
+        if _buffers(leaf) & seen:
+            leaf = jnp.copy(leaf)
+        seen.update(_buffers(leaf))
+        return leaf
+
+    return jax.tree.map(own, state)
+
+
+def _buffers(leaf) -> set[int]:
+    # Keys are copied by `owned`, and say nothing of their memory.
+    if not isinstance(leaf, jax.Array) or not leaf.size or jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return set()
+    return {shard.data.unsafe_buffer_pointer() for shard in leaf.addressable_shards}
+
+
 def _strong(leaf):
     return jnp.asarray(leaf, jnp.result_type(leaf))

@@ -204,6 +204,23 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_saved_again(copied):
     assert_same(restore(copied).state, state_at(6, 7.0))
 
 
+def test_a_step_that_is_damaged_again_is_set_aside_again(copied):
+    for again in ("", "-2"):
+        harm(copied / "6" / "meta" / "metadata", "flip")
+        with Checkpoints(copied, config=CONFIG) as checkpoints:
+            with pytest.warns(RuntimeWarning, match="going back to checkpoint 3"):
+                assert checkpoints.good_step() == 3
+            assert (copied / f"6.damaged{again}").is_dir()
+            assert checkpoints.good_step() == 3
+            checkpoints.save(state_at(6, 7.0), constants="abc")
+    assert_same(restore(copied).state, state_at(6, 7.0))
+
+
+def test_a_folder_without_checkpoints_has_no_good_step(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.good_step() is None
+
+
 def test_when_every_checkpoint_is_damaged_the_newest_is_named(copied):
     for step in ("3", "6"):
         harm(copied / step / "meta" / "metadata", "cut")
