@@ -120,7 +120,9 @@ def test_where_jax_does_not_find_the_others_the_sentence_says_how_to_name_them(c
     monkeypatch.delenv("JAX_COORDINATOR_ADDRESS", raising=False)
     code, _, err = command("closed-form")
     assert (code, err.count("\n")) == (2, 1)
-    assert "jax did not join the other processes of Open MPI (coordinator_address should be defined); name them" in err
+    # What jax says depends on whether it has been used in this process before.
+    assert "jax did not join the other processes of Open MPI (" in err
+    assert "); name them" in err
     assert "or keep the process by itself with JAXGEN_DISTRIBUTED=off" in err
 
 
@@ -218,7 +220,7 @@ BODY = """
     from jax.sharding import NamedSharding, PartitionSpec
     from experiments.devices import mesh_of
 
-    mesh = mesh_of(run)
+    mesh = mesh_of(run, processes=True)
     numbers = jax.make_array_from_callback(
         (4,), NamedSharding(mesh, PartitionSpec("data")), lambda where: np.arange(4.0)[where]
     )
