@@ -1,7 +1,8 @@
 """Networks as flax linen modules, used through `init` and `apply` alone."""
 
+from jaxgen.models.conditioning import fourier_features
 from jaxgen.models.image_conv import ImageConv, ImageConvConfig
-from jaxgen.models.image_mlp import ImageMLP, ImageMLPConfig, fourier_features
+from jaxgen.models.image_mlp import ImageMLP, ImageMLPConfig
 from jaxgen.models.image_network import ImageNetwork
 from jaxgen.models.in_context import (
     diagonal_least_squares_predict,

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxgen.models.image_mlp import fourier_features, leading_shape
+from jaxgen.models.conditioning import check_conditioning, condition_vector, example_inputs, leading_shape
 from jaxgen.typing import ArrayLike
 
 _NORM_EPSILON = 1e-6
@@ -51,7 +50,7 @@ class ImageConvConfig:
     """Whether the backward pass recomputes each block instead of storing what is inside it."""
 
     def __post_init__(self):
-        for name in ("num_classes", "width", "blocks", "head_width", "embedding", "frequencies"):
+        for name in ("width", "blocks", "head_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -66,13 +65,7 @@ class ImageConvConfig:
             )
         if not 0 <= self.attention <= len(self.multipliers):
             raise ValueError(f"attention must lie in 0..{len(self.multipliers)}, the levels, got {self.attention}")
-        low, high = self.frequency_range
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"frequency_range must be 0 < low <= high, got {self.frequency_range}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.augmentation < 0:
-            raise ValueError(f"augmentation must be at least 0, got {self.augmentation}")
+        check_conditioning(self)
 
     @property
     def null_label(self) -> int:
@@ -195,9 +188,7 @@ class ImageConv(nn.Module):
 
     def example_inputs(self) -> tuple[Array, ...]:
         """Return the arguments of one call on a single sample: image, noise condition, label, augmentation."""
-        config = self.config
-        inputs = (jnp.zeros(config.image_shape), jnp.zeros(()), jnp.zeros((), jnp.int32))
-        return (*inputs, jnp.zeros(config.augmentation)) if config.augmentation else inputs
+        return example_inputs(self.config)
 
     @nn.compact
     def __call__(
@@ -226,7 +217,9 @@ class ImageConv(nn.Module):
         """
         config = self.config
         count = math.prod(leading_shape(config, x, noise_condition, label, augmentation))
-        condition = self._condition(
+        condition = condition_vector(
+            self,
+            _dense,
             jnp.reshape(noise_condition, count),
             jnp.reshape(label, count),
             None if augmentation is None else jnp.reshape(augmentation, (count, config.augmentation)),
@@ -236,19 +229,6 @@ class ImageConv(nn.Module):
         h = nn.silu(_normalise(self._levels(h, condition, deterministic), "norm"))
         h = _conv(config.image_shape[-1], 3, ("width", "channels"), "leave", None, zero=True)(h)
         return h.astype(x.dtype).reshape(x.shape)
-
-    def _condition(self, noise_condition, label, augmentation):
-        config = self.config
-        table: Any = self.param(
-            "classes",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("classes", "embedding")),
-            (config.num_classes + 1, config.embedding),
-        )
-        waves = fourier_features(noise_condition, config.frequencies, *config.frequency_range)
-        total = _dense(config.embedding, ("waves", "embedding"), "noise", config.dtype)(waves) + table[label]
-        if config.augmentation:
-            total += _dense(config.embedding, ("augmentation", "embedding"), "augment", config.dtype)(augmentation)
-        return nn.silu(_dense(config.embedding, ("embedding", "embedding_out"), "mix", config.dtype)(nn.silu(total)))
 
     def _levels(self, h, condition, deterministic):
         """Go down the levels and up again."""

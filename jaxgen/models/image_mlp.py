@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxgen.models.conditioning import check_conditioning, condition_vector, example_inputs, leading_shape
 from jaxgen.typing import ArrayLike
 
 _NORM_EPSILON = 1e-6
@@ -46,18 +45,12 @@ class ImageMLPConfig:
     """Whether the backward pass recomputes each block instead of storing what is inside it."""
 
     def __post_init__(self):
-        for name in ("num_classes", "width", "hidden", "blocks", "embedding", "frequencies"):
+        for name in ("width", "hidden", "blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.image_shape or min(self.image_shape) < 1:
             raise ValueError(f"image_shape must hold positive sizes, got {self.image_shape}")
-        low, high = self.frequency_range
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"frequency_range must be 0 < low <= high, got {self.frequency_range}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.augmentation < 0:
-            raise ValueError(f"augmentation must be at least 0, got {self.augmentation}")
+        check_conditioning(self)
 
     @property
     def null_label(self) -> int:
@@ -68,24 +61,6 @@ class ImageMLPConfig:
     def scanned(self) -> bool:
         """Return whether the blocks share one scanned body."""
         return self.blocks > 4 if self.scan is None else self.scan
-
-
-def fourier_features(condition: Float[Array, "..."], count: int, low: float, high: float) -> Float[Array, "... pairs"]:
-    """Encode a scalar as sines and cosines of geometrically spaced frequencies.
-
-    Args:
-        condition: the scalars, of any shape.
-        count: number of frequencies.
-        low: lowest frequency, cycles per unit of `condition`.
-        high: highest frequency, cycles per unit of `condition`.
-
-    Returns:
-        `2 * count` features on a new last axis, scaled to unit mean square; at least float32.
-    """
-    dtype = jnp.promote_types(condition.dtype, jnp.float32)
-    angular = jnp.asarray(2 * math.pi * np.geomspace(low, high, count), dtype)
-    angles = condition.astype(dtype)[..., None] * jnp.broadcast_to(angular, (*condition.shape, count))
-    return math.sqrt(2) * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def _dense(features: int, axes: tuple[str, str], name: str, dtype: str | None, *, zero: bool = False) -> nn.Dense:
@@ -133,9 +108,7 @@ class ImageMLP(nn.Module):
 
     def example_inputs(self) -> tuple[Array, ...]:
         """Return the arguments of one call on a single sample: image, noise condition, label, augmentation."""
-        config = self.config
-        inputs = (jnp.zeros(config.image_shape), jnp.zeros(()), jnp.zeros((), jnp.int32))
-        return (*inputs, jnp.zeros(config.augmentation)) if config.augmentation else inputs
+        return example_inputs(self.config)
 
     @nn.compact
     def __call__(
@@ -166,25 +139,12 @@ class ImageMLP(nn.Module):
         lead = leading_shape(config, x, noise_condition, label, augmentation)
         features = x.reshape((*lead, math.prod(config.image_shape)))
         h = _dense(config.width, ("pixels", "width"), "enter", config.dtype)(features)
-        condition = self._condition(jnp.asarray(noise_condition), jnp.asarray(label), augmentation)
+        condition = condition_vector(self, _dense, jnp.asarray(noise_condition), jnp.asarray(label), augmentation)
         h = self._blocks(h, condition, deterministic)
         h = _dense(features.shape[-1], ("width", "pixels"), "leave", config.dtype, zero=True)(
             _normalise(h, config.dtype)
         )
         return h.astype(x.dtype).reshape(x.shape)
-
-    def _condition(self, noise_condition, label, augmentation):
-        config = self.config
-        table: Any = self.param(
-            "classes",
-            nn.with_logical_partitioning(nn.initializers.normal(1.0), ("classes", "embedding")),
-            (config.num_classes + 1, config.embedding),
-        )
-        waves = fourier_features(noise_condition, config.frequencies, *config.frequency_range)
-        total = _dense(config.embedding, ("waves", "embedding"), "noise", config.dtype)(waves) + table[label]
-        if config.augmentation:
-            total += _dense(config.embedding, ("augmentation", "embedding"), "augment", config.dtype)(augmentation)
-        return nn.silu(_dense(config.embedding, ("embedding", "embedding_out"), "mix", config.dtype)(nn.silu(total)))
 
     def _blocks(self, h, condition, deterministic):
         block = nn.remat(_Block, prevent_cse=not self.config.scanned) if self.config.remat else _Block
@@ -201,19 +161,3 @@ class ImageMLP(nn.Module):
             metadata_params={nn.PARTITION_NAME: "blocks"},
         )
         return stack(self.config, deterministic, name="blocks")(h, condition)[0]
-
-
-def leading_shape(config, x, noise_condition, label, augmentation) -> tuple[int, ...]:
-    """Return the leading shape that the inputs of an image network share; ValueError where they do not."""
-    rank = x.ndim - len(config.image_shape)
-    lead = x.shape[: max(rank, 0)]
-    if x.shape != (*lead, *config.image_shape):
-        raise ValueError(f"x must end in the image shape {config.image_shape}, got {x.shape}")
-    for name, value in (("noise_condition", noise_condition), ("label", label)):
-        if jnp.shape(value) != lead:
-            raise ValueError(f"{name} must have the leading shape {lead} of x, got {jnp.shape(value)}")
-    if (augmentation is None) != (config.augmentation == 0):
-        raise ValueError(f"the network has {config.augmentation} augmentation features, got {augmentation}")
-    if augmentation is not None and jnp.shape(augmentation) != (*lead, config.augmentation):
-        raise ValueError(f"augmentation must have shape {(*lead, config.augmentation)}, got {jnp.shape(augmentation)}")
-    return lead

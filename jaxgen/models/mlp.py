@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxgen.models.image_mlp import fourier_features
+from jaxgen.models.conditioning import fourier_features
 from jaxgen.typing import ArrayLike
 
 

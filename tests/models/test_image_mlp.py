@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from support import filled_params
 
-from jaxgen.models import ImageMLP, ImageMLPConfig, abstract_params, fourier_features, init_params
+from jaxgen.models import ImageMLP, ImageMLPConfig, abstract_params, init_params
 
 SMALL = ImageMLPConfig(image_shape=(3, 4), num_classes=3, width=16, hidden=24, blocks=2, embedding=8, frequencies=5)
 
@@ -199,16 +199,6 @@ def test_augmentation_condition_reaches_the_output():
     assert jnp.abs(outputs[0] - outputs[1]).max() > 1e-4
     with pytest.raises(ValueError, match="augmentation"):
         model.apply({"params": params}, *inputs)
-
-
-def test_fourier_features_have_unit_mean_square_and_resolve_their_range():
-    features = fourier_features(jnp.linspace(-2, 2, 9), 16, 0.125, 8.0)
-    assert features.shape == (9, 32)
-    np.testing.assert_allclose(jnp.mean(features**2, axis=-1), 1.0, rtol=1e-5)
-    # One period of the highest frequency apart: its sine and cosine agree, those of half the frequency are opposite.
-    low, high = fourier_features(jnp.array([0.3, 0.3 + 1 / 8]), 2, 4.0, 8.0)
-    np.testing.assert_allclose(low[jnp.array([1, 3])], high[jnp.array([1, 3])], atol=1e-5)
-    np.testing.assert_allclose(low[jnp.array([0, 2])], -high[jnp.array([0, 2])], atol=1e-5)
 
 
 def test_forward_and_gradient_lower_for_every_platform():

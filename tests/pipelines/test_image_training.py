@@ -23,7 +23,7 @@ from jaxgen.pipelines import (
     training_flops,
 )
 from jaxgen.pipelines.recipe import optimiser
-from jaxgen.training import Checkpoints, make_mesh, restore_params, run_span
+from jaxgen.training import Checkpoints, in_memory, make_mesh, restore_params, run_span
 
 MODEL = ImageMLP(ImageMLPConfig(image_shape=(4, 4), num_classes=3, width=16, hidden=16, blocks=1, augmentation=2))
 RECIPE = Recipe(steps=6, batch_size=8, warmup_steps=2)
@@ -262,25 +262,10 @@ def test_the_flops_of_an_update_are_three_times_those_of_its_products():
     assert training_flops(rematerialised, OBJECTIVE, recipe) == found
 
 
-class Wrong:
-    """Batches whose images have another shape than the network's."""
-
-    block = None
-    select = staticmethod(lambda payload, offset: payload)
-
-    def position(self, step):
-        raise NotImplementedError
-
-    def seek(self, position):
-        raise NotImplementedError
-
-    def load(self, first, count):
-        return {"image": np.zeros((8, 4, 5), np.uint8), "label": np.zeros(8, np.int32)}
-
-
 def test_batches_that_do_not_fit_are_refused():
+    wide = in_memory({"image": np.zeros((9, 4, 5), np.uint8), "label": np.zeros(9, int)}, 8, jax.random.key(0))
     with pytest.raises(ValueError, match=r"must hold images \(8, 4, 4\) and labels \(8,\), got \(8, 4, 5\) and \(8,\)"):
-        train_on_batches(MODEL, OBJECTIVE, Wrong(), jax.random.key(0), RECIPE)
+        train_on_batches(MODEL, OBJECTIVE, wide, jax.random.key(0), RECIPE)
     with pytest.raises(ValueError, match="accumulate must divide the batch of 8, got 3"):
         dataclasses.replace(RECIPE, accumulate=3)
     mesh = make_mesh("data=8")
