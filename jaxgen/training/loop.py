@@ -124,13 +124,13 @@ def fit(
         constants = replicate_all(constants, mesh)
     digest = fingerprint(constants) if checkpoints is not None else ""
     saved: int | None = None
-    if checkpoints is not None and resume and checkpoints.latest_step is not None:
+    if checkpoints is not None and resume and told_by_first(f"{checkpoints.latest_step}") != "None":
         state, position = checkpoints.restore(_released(state, shardings), constants=digest)[:2]
         batches.seek(position)
         saved = int(state.step)
-    elif mesh is not None:
+    else:
         _check_common(state)
-        state = unshared(place(state, shardings), constants)
+        state = unshared(state if mesh is None else place(state, shardings), constants)
     done = int(state.step)
     span = functools.partial(run_span, update, batches.select, steps_per_call, layout, sharding, watch)
     report = functools.partial(_report, steps, log_every, on_metrics, watch, checkpoints)

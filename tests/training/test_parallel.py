@@ -100,13 +100,18 @@ def test_a_fully_sharded_run_goes_on_on_another_mesh(tmp_path, sizes):
     assert len(state.params["enter"].sharding.device_set) == (1 if other is None else other.size)
 
 
-@pytest.mark.parametrize("sizes", ["data=1", "data=8"])
+@pytest.mark.parametrize("sizes", [None, "data=1", "data=8"])
 def test_constants_and_averages_may_share_the_memory_of_the_parameters(sizes):
-    mesh = make_mesh(sizes)
+    mesh = None if sizes is None else make_mesh(sizes)
+    laid = (
+        jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        if mesh is None
+        else jax.NamedSharding(mesh, PartitionSpec())
+    )
     state = regression_run.start()
-    params = jax.device_put(state.params, jax.NamedSharding(mesh, PartitionSpec()))
+    params = jax.device_put(state.params, laid)
     # New arrays over the same memory, as a reference policy that is the initial one.
-    again, reference = (jax.device_put(params, jax.NamedSharding(mesh, PartitionSpec())) for _ in range(2))
+    again, reference = (jax.device_put(params, laid) for _ in range(2))
     state = state._replace(params=params, extra=again)
     constants = {**regression_run.constants(), "reference": reference}
     state = fit(regression_run.update, state, constants, regression_run.data(mesh), steps=5, mesh=mesh)
