@@ -64,7 +64,7 @@ def fit(
     on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
     on_timing: Callable[[int, Timing], None] | None = None,
     stop: Callable[[], bool] | None = None,
-    steps_per_call: int = 16,
+    steps_per_call: int | None = 16,
     call_seconds: float | None = 1.0,
     watch: str = "loss",
 ) -> TrainState:
@@ -99,7 +99,8 @@ def fit(
             call of it.
         stop: asked before every call of the compiled program; once it returns true, in any process, the state is
             saved and returned early, and the caller sees `state.step < steps`.
-        steps_per_call: most steps in one call; the host's time per step falls in proportion.
+        steps_per_call: most steps in one call; the host's time per step falls in proportion. None runs one step in a
+            call with no loop around it, which rounds otherwise: for programs that XLA compiles worse inside a loop.
         call_seconds: about how long a call may take: fewer steps where they are slow, so that `stop` is heard and
             metrics arrive in time; None makes every call as long as it can be.
         watch: the metric that must stay finite; it may have a leading axis of seeds.
@@ -135,7 +136,7 @@ def fit(
     span = functools.partial(run_span, update, batches.select, steps_per_call, layout, sharding, watch)
     report = functools.partial(_report, steps, log_every, on_metrics, watch, checkpoints)
     agree = Agreement()
-    pace = _Pace(steps_per_call, call_seconds, on_timing)
+    pace = _Pace(steps_per_call or 1, call_seconds, on_timing)
 
     pending, numbers = None, {}
     while done < steps:

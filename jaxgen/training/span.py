@@ -20,7 +20,7 @@ Update: TypeAlias = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, Met
 def run_span(
     update: Update,
     select: Callable[[PyTree, Int[Array, ""]], PyTree],
-    length: int,
+    length: int | None,
     layout: tuple[NamedSharding, ...] | None,
     sharding: NamedSharding | None,
     watch: str,
@@ -29,7 +29,10 @@ def run_span(
     payload: PyTree,
     count: Int[Array, ""],
 ) -> tuple[TrainState, PyTree]:
-    """Run `count` of at most `length` steps; returns the state and the metrics, of which the first `count` are set."""
+    """Run `count` of at most `length` steps; returns the state and the metrics, of which the first `count` are set.
+
+    A length of None runs one step with no loop around it.
+    """
 
     @jax.jit
     def step(state, offset):
@@ -55,10 +58,14 @@ def run_span(
 
     zero = jnp.zeros((), jnp.int32)
     # `step` is jitted so that asking for the shapes of its metrics and running it share one trace.
-    shapes = jax.eval_shape(step, state, zero)[1]
-    history = jax.tree.map(lambda metric: jnp.zeros((length, *metric.shape), metric.dtype), shapes)
-    # A loop with a traced bound, not a scan: one program serves every number of steps.
-    state, history = jax.lax.fori_loop(zero, count, body, (state, history))
+    if length is None:
+        state, metrics = step(state, zero)
+        history = jax.tree.map(lambda metric: metric[None], metrics)
+    else:
+        shapes = jax.eval_shape(step, state, zero)[1]
+        history = jax.tree.map(lambda metric: jnp.zeros((length, *metric.shape), metric.dtype), shapes)
+        # A loop with a traced bound, not a scan: one program serves every number of steps.
+        state, history = jax.lax.fori_loop(zero, count, body, (state, history))
     if sharding is not None:
         # Every process reads the metrics, and an array of several can be read only where it is whole.
         whole = NamedSharding(sharding.mesh, PartitionSpec())

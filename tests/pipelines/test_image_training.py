@@ -9,13 +9,14 @@ import pytest
 from support import filled_params
 
 from jaxgen.diffusion import Level
-from jaxgen.models import ImageMLP, ImageMLPConfig
+from jaxgen.models import ImageConv, ImageConvConfig, ImageMLP, ImageMLPConfig
 from jaxgen.pipelines import (
     DenoisingUpdate,
     EDMObjective,
     FlowObjective,
     Recipe,
     hyperparameters,
+    image_training,
     initial_state,
     predict_given,
     train_diffusion,
@@ -271,3 +272,18 @@ def test_batches_that_do_not_fit_are_refused():
     mesh = make_mesh("data=8")
     with pytest.raises(ValueError, match="a batch of 4 cannot be split evenly over data=8"):
         train(dataclasses.replace(RECIPE, accumulate=2), mesh=mesh)
+
+
+def test_a_convolutional_network_trains_on_a_cpu_without_a_loop_around_its_step(monkeypatch):
+    calls = []
+
+    def watched(update, state, *_, **options):
+        calls.append(options["steps_per_call"])
+        return state
+
+    monkeypatch.setattr(image_training, "fit", watched)
+    conv = ImageConv(ImageConvConfig((8, 8, 3), 3, width=4, multipliers=(1, 2), blocks=1))
+    recipe = dataclasses.replace(RECIPE, largest_shift=0.0)
+    train_diffusion(conv, OBJECTIVE, np.zeros((8, 8, 8, 3)), np.zeros(8, int), jax.random.key(0), recipe)
+    train()
+    assert calls == [None, 16]

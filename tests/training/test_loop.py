@@ -97,6 +97,14 @@ def test_the_result_is_the_same_to_the_bit_however_many_steps_a_call_runs(whole,
     assert_bit_equal(tiny_run.run(steps_per_call=steps_per_call), whole)
 
 
+def test_steps_without_a_loop_give_the_result_of_those_in_one(whole, tmp_path):
+    state = tiny_run.run(steps_per_call=None)
+    # Two programs of the same mathematics.
+    chex.assert_trees_all_close(plain(state), plain(whole), rtol=1e-5, atol=1e-6)
+    tiny_run.run(tmp_path, steps=13, steps_per_call=None, save_every=5)
+    assert_bit_equal(tiny_run.run(tmp_path, resume=True, steps_per_call=None), state)
+
+
 def test_saving_and_resuming_changes_no_bit(whole, tmp_path):
     stops = iter([False, False, False, True])
     state = tiny_run.run(tmp_path, stop=lambda: next(stops))
