@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jaxgen.diffusion.grids import check_grid, check_steps
 from jaxgen.diffusion.levels import Coefficient, Level
 from jaxgen.diffusion.schedules import Times
+from jaxgen.pytrees import register_dataclass
 from jaxgen.typing import ArrayLike
 
 
@@ -40,7 +41,7 @@ def cosine_betas(count: int = 1000, *, offset: float = 0.008, most: float = 0.99
     return np.minimum(1.0 - (np.cos(angles[1:]) / np.cos(angles[:-1])) ** 2, most)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VariancePreservingDiscrete:
     """The path alpha = sqrt(alpha-bar), sigma = sqrt(1 - alpha-bar) through the timesteps of betas; see `discrete`.

@@ -13,10 +13,11 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.diffusion.levels import Level
 from jaxgen.diffusion.predictions import Prediction
+from jaxgen.pytrees import register_dataclass
 from jaxgen.typing import ArrayLike, PRNGKey, Scalar
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GaussianMixture:
     """A mixture of K Gaussians in D dimensions whose components carry class labels.

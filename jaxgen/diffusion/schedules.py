@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxgen.diffusion.levels import Coefficient, Level
+from jaxgen.pytrees import register_dataclass
 from jaxgen.typing import ArrayLike
 
 Times = Float[ArrayLike, "*grid"] | float
@@ -44,7 +45,7 @@ def _namespace(*values: object) -> ModuleType:
     return jnp if any(isinstance(value, jax.Array) for value in values) else np
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VariancePreservingLinear:
     """The variance-preserving path with beta(t) linear in t (Song et al. 2021, appendix C).
@@ -80,7 +81,7 @@ class VariancePreservingLinear:
         return _namespace(variance).sqrt(variance)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VariancePreservingScaledLinear:
     """The variance-preserving path whose root of beta(t) is linear in t (Rombach et al. 2022), in continuous time.
@@ -125,7 +126,7 @@ class VariancePreservingScaledLinear:
         return _namespace(variance).sqrt(variance)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OffsetCosine:
     """The cosine path with the offset that keeps noise at t = 0 from being too small (Nichol & Dhariwal 2021, eq. 17).
@@ -155,7 +156,7 @@ class OffsetCosine:
         return _namespace(variance).sqrt(variance)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cosine:
     """The variance-preserving path alpha = cos(pi t / 2), sigma = sin(pi t / 2) (Nichol & Dhariwal 2021, s = 0)."""
@@ -170,7 +171,7 @@ class Cosine:
         return _namespace(t).sin(0.5 * np.pi * t)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EDM:
     """The variance-exploding path alpha = 1, sigma = sigma_max * t (Karras et al. 2022, table 1, time rescaled).
@@ -190,7 +191,7 @@ class EDM:
         return self.sigma_max * t
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class VarianceExploding:
     """The variance-exploding path alpha = 1 with ln sigma linear in t (Song et al. 2021, appendix C).
@@ -214,7 +215,7 @@ class VarianceExploding:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Tutorial:
     """The path of Step-by-Step Diffusion (Nakkiran et al. 2024, section 1.2): alpha = 1, sigma = sigma_q sqrt(t).
@@ -239,7 +240,7 @@ class Tutorial:
         return self.sigma_q * _namespace(t).sqrt(t)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class RectifiedFlow:
     """The straight path alpha = 1 - t, sigma = t (Liu et al. 2023; Lipman et al. 2023)."""

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
+from jaxgen.pytrees import register_dataclass
 from jaxgen.typing import ArrayLike, PRNGKey, Scalar
 
 ORDER = 6
@@ -160,7 +161,7 @@ class Atoms:
         return math.fsum(p * x**order for x, p in zip(self.values, self.probabilities, strict=True))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Independent:
     """Independent coordinates: x_j = scale_j z_j, where all z_j have one law."""
@@ -184,7 +185,7 @@ class Independent:
         return jnp.asarray(found, jnp.result_type(float))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OneHot:
     """One coordinate, each as likely, is +-value with even odds; the others are 0 (Zheng et al. 2024, example 4.1)."""
@@ -208,7 +209,7 @@ class OneHot:
         return jnp.asarray(found, jnp.result_type(float))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ones:
     """Every coordinate is `value`: nothing about the first token is random."""

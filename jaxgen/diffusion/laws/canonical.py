@@ -14,10 +14,11 @@ from jaxtyping import Array, Float
 
 from jaxgen.diffusion.guidance.classifier_free import check_scale
 from jaxgen.diffusion.laws.density import Density, Moments, weighted_moments
+from jaxgen.pytrees import register_dataclass
 from jaxgen.typing import ArrayLike, Scalar
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CanonicalProblem:
     """Components of one isotropic variance, with their shares under a condition and without it.
