@@ -56,6 +56,7 @@ from jaxgen.diffusion.losses import (
     draw_uniform_level,
     edm_weight,
     snr_weight,
+    uncertain_loss,
     unit_weight,
 )
 from jaxgen.diffusion.mixtures import (
@@ -84,6 +85,7 @@ from jaxgen.diffusion.powered import (
 from jaxgen.diffusion.predictions import (
     Predict,
     Prediction,
+    edm_condition,
     edm_preconditioned,
     from_noise,
     from_score,
@@ -219,6 +221,7 @@ __all__ = [
     "draw_logit_normal_level",
     "draw_uniform_level",
     "drift_and_diffusion",
+    "edm_condition",
     "edm_preconditioned",
     "edm_weight",
     "euler",
@@ -300,6 +303,7 @@ __all__ = [
     "tutorial_ddim",
     "tutorial_ddpm",
     "tutorial_ddpm_variance",
+    "uncertain_loss",
     "uniform_grid",
     "unit_weight",
     "v_target",

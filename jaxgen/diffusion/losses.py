@@ -62,6 +62,19 @@ def denoising_loss(
     return weight(level) * jnp.mean(error**2)
 
 
+def uncertain_loss(loss: Scalar, log_variance: Scalar) -> Scalar:
+    """Weigh a loss by the learned uncertainty of its noise level: loss / e^u + u (Karras et al. 2024, eq. 21).
+
+    Its minimum over u is 1 + ln(loss), reached at e^u = the expected loss: every level then pulls on the network with
+    a gradient of one size (Kendall et al. 2018).
+
+    Args:
+        loss: the loss of a sample, a mean over its entries.
+        log_variance: u, what the network says of that level.
+    """
+    return loss * jnp.exp(-log_variance) + log_variance
+
+
 def draw_log_normal_level(key: PRNGKey, mean: Scalar, std: Scalar, sigma_max: float) -> Level:
     """Draw a variance-exploding level: ln sigma ~ N(mean, std^2), cut at `sigma_max` (Karras et al. 2022, table 1)."""
     sigma = jnp.minimum(jnp.exp(mean + std * jax.random.normal(key)), sigma_max)

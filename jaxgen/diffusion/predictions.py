@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jaxgen.diffusion.levels import Level, noise_ratio
 from jaxgen.diffusion.schedules import Schedule, rates
@@ -89,6 +90,12 @@ def velocity_target(schedule: Schedule) -> Target:
     return target
 
 
+def edm_condition(level: Level) -> Float[Array, "*grid"]:
+    """Return c_noise = ln(sigma / alpha) / 4, what a network preconditioned as in EDM is told; finite at sigma = 0."""
+    ratio = jnp.asarray(noise_ratio(level))
+    return 0.25 * jnp.log(jnp.maximum(ratio, jnp.finfo(ratio.dtype).tiny))
+
+
 def edm_preconditioned(
     network: Callable[[Sample, Sample], Sample], x: Sample, level: Level, data_std: float
 ) -> Prediction:
@@ -104,8 +111,7 @@ def edm_preconditioned(
     ratio = noise_ratio(level)
     scaled = x / level.alpha
     scale = jnp.sqrt(ratio**2 + data_std**2)
-    c_noise = 0.25 * jnp.log(jnp.maximum(ratio, jnp.finfo(x.dtype).tiny))
-    output = network(scaled / scale, c_noise)
+    output = network(scaled / scale, edm_condition(level))
     x0 = (data_std / scale) ** 2 * scaled + (ratio * data_std / scale) * output
     # (x - alpha * x0) / sigma with the division carried out by hand: no cancellation as sigma goes to 0.
     noise = ratio / scale**2 * scaled - data_std / scale * output

@@ -1,6 +1,8 @@
 """Networks as flax linen modules, used through `init` and `apply` alone."""
 
 from jaxgen.models.conditioning import fourier_features
+from jaxgen.models.edm2 import EDM2, EDM2Config, edm2_config, project_weights
+from jaxgen.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from jaxgen.models.image_conv import ImageConv, ImageConvConfig
 from jaxgen.models.image_mlp import ImageMLP, ImageMLPConfig
 from jaxgen.models.image_network import ImageNetwork
@@ -29,7 +31,14 @@ from jaxgen.models.linear_attention import (
     sector_params,
 )
 from jaxgen.models.mlp import MLP, MLPConfig
-from jaxgen.models.parameters import Model, abstract_params, init_params, logical_axes
+from jaxgen.models.parameters import (
+    Model,
+    abstract_params,
+    abstract_variables,
+    init_params,
+    init_variables,
+    logical_axes,
+)
 from jaxgen.models.stacked_attention import (
     full_params,
     looped_attention,
@@ -38,10 +47,14 @@ from jaxgen.models.stacked_attention import (
 )
 
 __all__ = [
+    "EDM2",
     "MLP",
     "Attend",
     "CausalLinearAttention",
     "CausalLinearAttentionConfig",
+    "EDM2Config",
+    "ImageClassifier",
+    "ImageClassifierConfig",
     "ImageConv",
     "ImageConvConfig",
     "ImageMLP",
@@ -50,6 +63,7 @@ __all__ = [
     "MLPConfig",
     "Model",
     "abstract_params",
+    "abstract_variables",
     "attend_by_prefix_sums",
     "attend_by_scores",
     "attend_real",
@@ -62,16 +76,19 @@ __all__ = [
     "diagonal_least_squares_predict",
     "diagonal_params",
     "drop_labels",
+    "edm2_config",
     "fourier_features",
     "full_params",
     "gaussian_params",
     "gradient_steps_predict",
     "in_context_loss",
     "init_params",
+    "init_variables",
     "least_squares_predict",
     "logical_axes",
     "looped_attention",
     "next_token_loss",
+    "project_weights",
     "sector_params",
     "stacked_attention",
     "stacked_gaussian_params",

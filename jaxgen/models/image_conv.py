@@ -4,11 +4,12 @@ import dataclasses
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxgen.models.attention import attend
 from jaxgen.models.conditioning import check_conditioning, condition_vector, example_inputs, leading_shape
+from jaxgen.models.resampling import double, halve
 from jaxgen.typing import ArrayLike
 
 _NORM_EPSILON = 1e-6
@@ -119,15 +120,6 @@ def _largest_divisor(number: int, most: int) -> int:
     return next(divisor for divisor in range(max(most, 1), 0, -1) if number % divisor == 0)
 
 
-def _attend(query, key, value):
-    """Attend over tokens; arguments and result have the shape `[count, tokens, heads, features]`."""
-    if query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value)
-    # The same numbers in double precision: dot_product_attention would compute in float32.
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(query.shape[-1])
-    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores), value)
-
-
 class _Block(nn.Module):
     """x + Conv(SiLU(FiLM(GroupNorm(Conv(SiLU(GroupNorm(x))))))), then x + self-attention where asked for.
 
@@ -162,7 +154,7 @@ class _Block(nn.Module):
         h = _normalise(x, "attention_norm").reshape(count, math.prod(sides), features)
         h = _dense((3, features), ("width", "query_key_value", "hidden"), "project", self.config.dtype)(h)
         tokens = h.reshape(count, math.prod(sides), 3, heads, features // heads)
-        h = _attend(*(tokens[:, :, index] for index in range(3))).reshape(count, *sides, features)
+        h = attend(*(tokens[:, :, index] for index in range(3))).reshape(count, *sides, features)
         return _dense(features, ("hidden", "width"), "attend", self.config.dtype, zero=True)(h)
 
 
@@ -236,10 +228,10 @@ class ImageConv(nn.Module):
         for level in range(lowest):
             h = self._stage(h, condition, level, self.config.blocks, f"down_{level}", deterministic)
             skips.append(h)
-            h = _halve(h)
+            h = halve(h)
         h = self._stage(h, condition, lowest, 2 * self.config.blocks, "lowest", deterministic)
         for level in reversed(range(lowest)):
-            h = jnp.concatenate([_double(h), skips.pop()], axis=-1)
+            h = jnp.concatenate([double(h), skips.pop()], axis=-1)
             h = self._stage(h, condition, level, self.config.blocks, f"up_{level}", deterministic)
         return h
 
@@ -263,17 +255,3 @@ class ImageConv(nn.Module):
             metadata_params={nn.PARTITION_NAME: "blocks"},
         )
         return stack(*arguments, name=f"{name}_rest")(h, condition)[0]
-
-
-def _halve(x: Float[Array, "count side side width"]) -> Float[Array, "count half half width"]:
-    """Average each 2x2 pixels."""
-    count, side, _, width = x.shape
-    return x.reshape(count, side // 2, 2, side // 2, 2, width).mean((2, 4))
-
-
-def _double(x: Float[Array, "count side side width"]) -> Float[Array, "count twice twice width"]:
-    """Repeat each pixel 2x2 times."""
-    count, side, _, width = x.shape
-    return jnp.broadcast_to(x[:, :, None, :, None], (count, side, 2, side, 2, width)).reshape(
-        count, 2 * side, 2 * side, width
-    )

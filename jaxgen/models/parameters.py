@@ -1,6 +1,6 @@
-"""Parameters of a module as plain arrays, and the logical name of each of their axes beside them."""
+"""Parameters and other variables of a module as plain arrays, and the logical name of each parameter's axes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -29,12 +29,31 @@ def init_params(model: Model, key: PRNGKey) -> Params:
         model: a network of this room.
         key: typed key, consumed.
     """
-    return nn.unbox(jax.jit(model.init)(key, *model.example_inputs())["params"])
+    return init_variables(model, key)[0]
+
+
+def init_variables(model: Model, key: PRNGKey) -> tuple[Params, PyTree]:
+    """Draw the initial parameters of a model and the collections beside them, as plain arrays without axis metadata.
+
+    Args:
+        model: a network of this room.
+        key: typed key, consumed.
+
+    Returns:
+        The parameters, and a dict of the other collections, such as the random frequencies of an `EDM2`, which is empty
+        for most networks. A call is `model.apply({"params": params, **others}, ...)`.
+    """
+    return _split(nn.unbox(jax.jit(model.init)(key, *model.example_inputs())))
 
 
 def abstract_params(model: Model) -> PyTree:
     """Return the shapes and dtypes of the parameters without drawing them."""
-    return nn.unbox(_boxed(model))
+    return _split(nn.unbox(_boxed(model)))[0]
+
+
+def abstract_variables(model: Model) -> PyTree:
+    """Return the shapes and dtypes of the collections beside the parameters without drawing them, {} if none."""
+    return _split(nn.unbox(_boxed(model)))[1]
 
 
 def logical_axes(model: Model) -> PyTree:
@@ -42,9 +61,13 @@ def logical_axes(model: Model) -> PyTree:
 
     A rule table turns the names into mesh axes, so that one table shards every model.
     """
-    return nn.get_partition_spec(_boxed(model))
+    return nn.get_partition_spec(_boxed(model)["params"])
+
+
+def _split(variables: Mapping[str, PyTree]) -> tuple[Params, PyTree]:
+    return variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
 
 
 def _boxed(model: Model) -> PyTree:
     # Under eval_shape nothing is drawn, and the boxes that carry the names survive.
-    return jax.eval_shape(lambda key: model.init(key, *model.example_inputs())["params"], jax.random.key(0))
+    return jax.eval_shape(lambda key: model.init(key, *model.example_inputs()), jax.random.key(0))
