@@ -7,11 +7,12 @@ the shards that it holds; all of them call every function of this module togethe
 orbax.
 """
 
+import hashlib
 import itertools
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Checkpoints:
     Args:
         path: the folder; made if it does not exist. The first save removes what a killed process left half-written.
         config: settings (JSON) that a resumed run must share; what may differ is left out by the caller.
-        keep: number of newest checkpoints to keep.
+        keep: number of newest checkpoints to keep; None keeps all.
         best: name of a metric; the checkpoints where it was best are kept besides the newest.
         keep_best: how many of these.
         maximise: whether larger is better.
@@ -68,13 +69,13 @@ class Checkpoints:
         path: str | Path,
         *,
         config: Mapping[str, Any] | None = None,
-        keep: int = 3,
+        keep: int | None = 3,
         best: str | None = None,
         keep_best: int = 1,
         maximise: bool = False,
     ):
         for name, value in (("keep", keep), ("keep_best", keep_best)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.path = Path(path).absolute()
         self._config = json.loads(json.dumps(config or {}))
@@ -84,6 +85,8 @@ class Checkpoints:
             preservation_policy=self._keeping,
             cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+            # The processes meet under this name: two folders may be written at once, of which steps have equal names.
+            multiprocessing_options=ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=_common_name(self.path)),
         )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -203,6 +206,23 @@ class Checkpoints:
         self._set_aside(damaged)
         return step
 
+    def holds(self, step: int) -> bool:
+        """Return whether the checkpoint of a step is written and undamaged; set it aside, with a warning, if damaged.
+
+        Raises:
+            CheckpointError: if the checkpoint that is being written could not be.
+        """
+        self.wait()
+        if step not in _common_steps(self.path):
+            return False
+        try:
+            _verify(self.path / str(step))
+        except CheckpointDamagedError as error:
+            warnings.warn(f"{error}; it is set aside", RuntimeWarning, stacklevel=2)
+            self._set_aside([step])
+            return False
+        return True
+
     def close(self) -> None:
         """Wait for the checkpoint that is being written, and release orbax's threads."""
         try:
@@ -265,13 +285,24 @@ def restore_params(path: str | Path, like: PyTree, *, field: str = "params", ste
     Raises:
         CheckpointError: if there is no such checkpoint or field, or its structure, shapes or dtypes differ.
     """
+    return next(restore_each(path, like, [field], step=step))
+
+
+def restore_each(path: str | Path, like: PyTree, fields: Iterable[str], *, step: int | None = None) -> Iterator[PyTree]:
+    """Read fields of one structure one after the other, as `restore_params` does; the files are verified once.
+
+    Raises:
+        CheckpointError: as `restore_params`, when the first field or that which does not fit is asked for.
+    """
     folder, meta = _open(path, step)
-    wanted = flatten(like, field)
-    prefix = f"{field}." if field else ""
-    stored = {path: kind for path, kind in meta["arrays"].items() if path == field or path.startswith(prefix)}
-    compare_arrays(folder, stored, {path: describe(leaf) for path, leaf in wanted.items()})
-    arrays = _read_arrays(folder, wanted)
-    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
+    for field in fields:
+        # Held by nothing here while the next is being read.
+        yield _read_field(folder, meta, like, field)
+
+
+def written_steps(path: str | Path) -> tuple[int, ...]:
+    """List the steps of the checkpoints in a folder that are completely written, damaged ones among them."""
+    return tuple(reversed(_common_steps(Path(path).absolute())))
 
 
 def read_config(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
@@ -291,6 +322,10 @@ def _open(path: str | Path, step: int | None) -> tuple[Path, dict[str, Any]]:
 
 def _steps(root: Path) -> list[int]:
     return [int(entry.name) for entry in root.iterdir() if entry.name.isdecimal()] if root.is_dir() else []
+
+
+def _common_name(root: Path) -> str:
+    return hashlib.sha256(told_by_first(str(root)).encode()).hexdigest()[:16]
 
 
 def _common_steps(root: Path) -> list[int]:
@@ -358,6 +393,15 @@ def _read_fitting(folder: Path, meta: Mapping[str, Any], like: PyTree) -> Restor
     state = jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
     unused = tuple(path for path in stored if path not in fitting)
     return Restored(state, read_json(folder / "data"), tuple(fitting), others, unused)
+
+
+def _read_field(folder: Path, meta: Mapping[str, Any], like: PyTree, field: str) -> PyTree:
+    wanted = flatten(like, field)
+    prefix = f"{field}." if field else ""
+    stored = {path: kind for path, kind in meta["arrays"].items() if path == field or path.startswith(prefix)}
+    compare_arrays(folder, stored, {path: describe(leaf) for path, leaf in wanted.items()})
+    arrays = _read_arrays(folder, wanted)
+    return jax.tree.unflatten(jax.tree.structure(like), [arrays[path] for path in wanted])
 
 
 def _read_arrays(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

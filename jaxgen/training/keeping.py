@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the newest, and the best by a metric."""
+"""Which checkpoints of a run stay: the newest, or all, and the best by a metric."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 class Keeping:
     """Orbax's preservation policy: the newest stay, and the best by a metric that is kept in their meta data."""
 
-    def __init__(self, path: Path, newest: int, metric: str | None, best: int, maximise: bool):
+    def __init__(self, path: Path, newest: int | None, metric: str | None, best: int, maximise: bool):
         self.known: dict[int, Mapping[str, float]] = {}
         self._path, self._newest, self._metric, self._best, self._maximise = path, newest, metric, best, maximise
 
@@ -17,6 +17,8 @@ class Keeping:
         """Answer for each of orbax's checkpoints, the one to be written included."""
         del context
         steps = [info.step for info in checkpoints]
+        if self._newest is None:
+            return [True for _ in steps]
         kept = set(sorted(steps)[-self._newest :])
         if self._metric is not None:
             kept |= set(

@@ -1,10 +1,7 @@
 """The training loop: it runs a pure update over batches, and knows neither loss nor optimiser nor network."""
 
-import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +13,9 @@ from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.data import Batches
 from jaxgen.training.fitting import CheckpointError
 from jaxgen.training.mesh import RULES, batch_sharding, place, replicate_all, state_shardings
+from jaxgen.training.pace import Pace, Span, Timing
 from jaxgen.training.processes import Agreement, told_by_first
+from jaxgen.training.snapshots import Snapshots
 from jaxgen.training.span import Update, run_span
 from jaxgen.training.state import TrainState, owned, unshared
 from jaxgen.training.tree_paths import fingerprint
@@ -24,26 +23,6 @@ from jaxgen.training.tree_paths import fingerprint
 
 class TrainingDivergedError(FloatingPointError):
     """A watched metric or a parameter is no longer finite; names the step and the last good checkpoint."""
-
-
-class Timing(NamedTuple):
-    """Where the time of the last steps went, in seconds a step."""
-
-    step: Any
-    """Wall time, checkpoints included."""
-    host: Any
-    """The host's own work: starting the program, reporting metrics, beginning to save. On a CPU, whose small programs
-    run while they are started, it includes these."""
-    data: Any
-    """Waiting for batches."""
-
-
-class _Span(NamedTuple):
-    """The metrics of steps first + 1 ... first + count, on their way to the host."""
-
-    first: int
-    count: int
-    metrics: PyTree
 
 
 def fit(
@@ -60,6 +39,8 @@ def fit(
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     save_every: int | None = None,
+    snapshots: Snapshots | None = None,
+    snapshot_every: int | None = None,
     log_every: int = 1,
     on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
     on_timing: Callable[[int, Timing], None] | None = None,
@@ -92,6 +73,10 @@ def fit(
         checkpoints: where to save, after every `save_every` steps, on `stop` and at the end.
         resume: continue from the newest good checkpoint, or from the beginning if there is none.
         save_every: steps between checkpoints; None saves at the end only.
+        snapshots: where to keep the averages of `power_ema` in `state.ema`, from which those of other widths are
+            reconstructed later: after every `snapshot_every` steps and after the last, not on `stop`. A snapshot is
+            complete before a checkpoint after it is begun, so that a run that was killed and resumed has them all.
+        snapshot_every: steps between snapshots; None keeps the last step only.
         log_every: steps between calls of `on_metrics`, which is also called for the last step.
         on_metrics: called as `on_metrics(step, metrics)` with host arrays, one call of the compiled program late, so
             that the device never waits for the host. After a kill, the steps since the checkpoint are reported again.
@@ -109,14 +94,15 @@ def fit(
     file that only it cannot read) leaves the others waiting for it: end that process, and jax ends the others.
 
     Returns:
-        The state after the last step. With `checkpoints`, it has been written when `fit` returns.
+        The state after the last step. With `checkpoints`, it has been written when `fit` returns; so have snapshots.
 
     Raises:
         ValueError: for bad arguments, before anything is compiled.
         TrainingDivergedError: if the watched metric, or at a save a parameter or an average, is not finite.
-        CheckpointError: if no checkpoint can be read or one cannot be written.
+        CheckpointError: if no checkpoint can be read, or a checkpoint or a snapshot cannot be written.
     """
     _check_arguments(steps, save_every, log_every, steps_per_call, call_seconds, checkpoints, resume)
+    _check_snapshots(snapshots, snapshot_every, state, resume)
     state, layout, sharding = owned(state, constants), None, None
     shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), state)
     if mesh is not None:
@@ -135,15 +121,19 @@ def fit(
     done = int(state.step)
     span = functools.partial(run_span, update, batches.select, steps_per_call, layout, sharding, watch)
     report = functools.partial(_report, steps, log_every, on_metrics, watch, checkpoints)
+    save = functools.partial(_save, checkpoints, snapshots, batches, digest)
+    keep = functools.partial(_keep, checkpoints, snapshots)
+    if saved and _due(saved, steps, snapshot_every):
+        keep(state, saved)  # a kill may have come between this checkpoint and the snapshot of its step
     agree = Agreement()
-    pace = _Pace(steps_per_call or 1, call_seconds, on_timing)
+    pace = Pace(steps_per_call or 1, call_seconds, on_timing)
 
     pending, numbers = None, {}
     while done < steps:
         stopping, most = agree(stop is not None and stop(), pace.steps)
         if stopping:
             break
-        count = min(most, *_until_cuts(done, steps, save_every, batches.block))
+        count = min(most, *_until_cuts(done, steps, save_every, snapshot_every, batches.block))
         with pace.waiting_for_data():
             payload = batches.load(done, count)
         if mesh is not None:
@@ -152,68 +142,25 @@ def fit(
         jax.tree.map(lambda leaf: leaf.copy_to_host_async(), metrics)
         # The device is busy with this span while the host reads the metrics of the one before it.
         report(pace.arrived(pending))
-        pending, done = _Span(done, count, metrics), done + count
-        if checkpoints is not None and save_every and done % save_every == 0:
-            numbers = report(pace.arrived(pending))
-            pending, saved = None, done
-            _save(checkpoints, state, batches, digest, done, numbers)
+        pending, done = Span(done, count, metrics), done + count
+        saving, keeping = bool(save_every) and done % save_every == 0, _due(done, steps, snapshot_every)
+        if saving or keeping:
+            numbers, pending = report(pace.arrived(pending)), None
+        if saving:
+            saved = done
+            save(state, done, numbers)
+        if keeping:
+            keep(state, done)
         pace.round()
     numbers = report(pace.arrived(pending)) or numbers
-    if checkpoints is not None:
-        if saved != done:
-            _save(checkpoints, state, batches, digest, done, numbers)
-        checkpoints.wait()
+    if saved != done:
+        save(state, done, numbers)
+    if done == steps:
+        keep(state, done)
+    for written in (checkpoints, snapshots):
+        if written is not None:
+            written.wait()
     return state
-
-
-class _Pace:
-    """How many steps the next call runs, and where the time of the last ones went."""
-
-    def __init__(self, most: int, seconds: float | None, on_timing: Callable[[int, Timing], None] | None):
-        self._most, self._seconds, self._on_timing = most, seconds, on_timing
-        # Until two rounds have told how long a step takes, calls are as short as they can be.
-        self.steps = most if seconds is None else 1
-        self._slowest: list[float] = []
-        self._mark: float | None = None
-        self._data = self._device = 0.0
-        self._arrived, self._last = 0, 0
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Count the time inside as waiting for batches."""
-        began = time.perf_counter()
-        yield
-        self._data += time.perf_counter() - began
-
-    def arrived(self, span: _Span | None) -> _Span | None:
-        """Wait for the metrics of a span."""
-        if span is None:
-            return None
-        began = time.perf_counter()
-        span = span._replace(metrics={name: np.asarray(value) for name, value in span.metrics.items()})
-        self._device += time.perf_counter() - began
-        self._arrived, self._last = self._arrived + span.count, span.first + span.count
-        return span
-
-    def round(self) -> None:
-        """End a round of the loop: spread its time over the steps whose metrics arrived in it, if there are any."""
-        now = time.perf_counter()
-        if self._mark is None:
-            # The first round compiles, and only starts the first call.
-            self._mark, self._data, self._device = now, 0.0, 0.0
-            return
-        if not self._arrived:
-            return
-        whole, count = now - self._mark, self._arrived
-        # A program that runs while it is started belongs to the round before its metrics arrive, so that around a
-        # checkpoint one round looks short; of two, the slower tells the truth.
-        self._slowest = [*self._slowest[-1:], whole / count]
-        if self._seconds is not None and len(self._slowest) == 2:
-            self.steps = int(np.clip(self._seconds / max(*self._slowest, 1e-9), 1, self._most))
-        if self._on_timing is not None:
-            host = max(whole - self._data - self._device, 0.0)
-            self._on_timing(self._last, Timing(whole / count, host / count, self._data / count))
-        self._mark, self._data, self._device, self._arrived = now, 0.0, 0.0, 0
 
 
 def _check_common(state: TrainState) -> None:
@@ -222,8 +169,13 @@ def _check_common(state: TrainState) -> None:
         raise ValueError("every process has to begin with the same state, but the steps or the keys differ")
 
 
-def _until_cuts(done: int, steps: int, save_every: int | None, block: int | None) -> list[int]:
-    return [steps - done, *(every - done % every for every in (save_every, block) if every)]
+def _until_cuts(done: int, steps: int, *every: int | None) -> list[int]:
+    return [steps - done, *(length - done % length for length in every if length)]
+
+
+def _due(step: int, steps: int, snapshot_every: int | None) -> bool:
+    """Return whether a snapshot is to be taken before the last step, whose own does not depend on this."""
+    return snapshot_every is not None and step < steps and step % snapshot_every == 0
 
 
 def _released(state: TrainState, shardings: PyTree) -> PyTree:
@@ -243,7 +195,7 @@ def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves])) if leaves else jnp.asarray(True)
 
 
-def _report(steps, log_every, on_metrics, watch, checkpoints, span: _Span | None) -> dict[str, float]:
+def _report(steps, log_every, on_metrics, watch, checkpoints, span: Span | None) -> dict[str, float]:
     """Pass the metrics of a span on, and return those of its last step."""
     if span is None:
         return {}
@@ -263,11 +215,31 @@ def _first_bad(values: np.ndarray) -> str:
     return f"{values[tuple(where)]}" + (f" (seed {','.join(map(str, where))})" if where.size else "")
 
 
-def _save(checkpoints: Checkpoints, state: TrainState, batches: Batches, digest: str, step: int, metrics) -> None:
+def _save(
+    checkpoints: Checkpoints | None,
+    snapshots: Snapshots | None,
+    batches: Batches,
+    digest: str,
+    state: TrainState,
+    step: int,
+    metrics: Mapping[str, float],
+) -> None:
+    if checkpoints is None:
+        return
     # The metrics of this step have arrived finite, but a gradient that is not finite shows in them one step later.
     if not _all_finite((state.params, state.variables, state.ema)):
         _diverged(f"a parameter or its average is not finite after step {step}", checkpoints)
+    if snapshots is not None:
+        snapshots.wait()  # the steps before a checkpoint are not run again
     checkpoints.save(state, data=batches.position(step), constants=digest, metrics=metrics)
+
+
+def _keep(checkpoints: Checkpoints | None, snapshots: Snapshots | None, state: TrainState, step: int) -> None:
+    if snapshots is None:
+        return
+    if not _all_finite(state.ema):
+        _diverged(f"an average is not finite after step {step}", checkpoints)
+    snapshots.save(step, state.ema)
 
 
 def _diverged(what: str, checkpoints: Checkpoints | None) -> None:
@@ -288,6 +260,16 @@ def _check_placement(payload: PyTree, mesh: Mesh) -> None:
         have = len(leaf.sharding.device_set) if isinstance(leaf, jax.Array) else mesh.size
         if have != mesh.size:
             raise ValueError(f"the batches lie on {have} devices, the mesh has {mesh.size}: make them with this mesh")
+
+
+def _check_snapshots(snapshots: Snapshots | None, snapshot_every: int | None, state: TrainState, resume: bool) -> None:
+    if snapshot_every is not None and (snapshots is None or snapshot_every < 1):
+        raise ValueError(f"snapshot_every needs snapshots and must be at least 1, got {snapshot_every}")
+    if snapshots is None:
+        return
+    snapshots.check(state.ema)
+    if not resume and snapshots.steps:
+        raise ValueError(f"{snapshots.path} holds snapshots already; resume, or name an empty folder")
 
 
 def _check_arguments(steps, save_every, log_every, steps_per_call, call_seconds, checkpoints, resume) -> None:

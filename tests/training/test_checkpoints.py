@@ -24,6 +24,7 @@ from jaxgen.training import (
     restore_params,
     state_shardings,
 )
+from jaxgen.training.checkpoints import restore_each, written_steps
 
 CONFIG = {"width": 5, "optimiser": {"name": "adam", "rate": 0.01}}
 
@@ -99,6 +100,14 @@ def test_only_the_newest_are_kept(tmp_path):
         checkpoints.wait()
         assert checkpoints.latest_step == 4
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["3", "4"]
+
+
+def test_without_a_number_all_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=None, best="loss") as checkpoints:
+        for step in (2, 9, 4):
+            checkpoints.save(state_at(step), metrics={"loss": float(step)})
+    assert written_steps(tmp_path) == (2, 4, 9)
+    assert written_steps(tmp_path / "absent") == ()
 
 
 def test_the_best_are_kept_beside_the_newest(tmp_path):
@@ -214,6 +223,31 @@ def test_a_step_that_is_damaged_again_is_set_aside_again(copied):
             assert checkpoints.good_step() == 3
             checkpoints.save(state_at(6, 7.0), constants="abc")
     assert_same(restore(copied).state, state_at(6, 7.0))
+
+
+def test_a_checkpoint_is_held_when_it_is_whole_and_set_aside_when_it_is_damaged(copied):
+    with Checkpoints(copied, config=CONFIG) as checkpoints:
+        checkpoints.save(state_at(9))
+        assert checkpoints.holds(9)  # which was being written
+        assert not checkpoints.holds(4)
+        harm(copied / "3" / "meta" / "metadata", "flip")
+        with pytest.warns(RuntimeWarning, match="3 is damaged: meta/metadata .*; it is set aside"):
+            assert not checkpoints.holds(3)
+        checkpoints.save(state_at(3, 5.0))  # earlier than the newest
+        assert checkpoints.holds(3)
+    assert (copied / "3.damaged").is_dir()
+    assert_same(restore_params(copied, state_at(0).params, step=3), state_at(3, 5.0).params)
+
+
+def test_fields_of_one_structure_are_read_one_after_the_other(saved):
+    like = jax.tree.map(jnp.zeros_like, state_at(0).params)
+    params, moments = restore_each(saved, like, ["params", "opt_state.0.mu"], step=3)
+    assert_same(params, state_at(3, 3).params)
+    assert_same(moments, state_at(3, 3).params)
+    fields = restore_each(saved, like, ["params", "ema"])
+    assert_same(next(fields), state_at(6, 6).params)
+    with pytest.raises(CheckpointError, match=r"ema\.b is absent"):
+        next(fields)
 
 
 def test_a_folder_without_checkpoints_has_no_good_step(tmp_path):
