@@ -1,21 +1,17 @@
 """Fréchet distance between Gaussians, between samples, and free of the leading small-sample bias."""
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from jaxgen.statistics import streaming_moments
 from jaxgen.statistics.samples import check_samples
+from jaxgen.statistics.streaming_moments import Moments
 from jaxgen.typing import ArrayLike
 
-
-class Moments(NamedTuple):
-    """The mean [dim] and the covariance [dim, dim] of a law."""
-
-    mean: Float[ArrayLike, " dim"]
-    covariance: Float[ArrayLike, "dim dim"]
+__all__ = ["Moments", "frechet_distance", "sample_moments", "unbiased_frechet_distance"]
 
 
 @jax.jit
@@ -26,8 +22,7 @@ def sample_moments(samples: Float[ArrayLike, "count dim"]) -> Moments:
         ValueError: fewer than 2 samples, or not an array [count, dim] of a real floating type.
     """
     check_samples(samples, minimum=2)
-    samples = jnp.asarray(samples)
-    return _weighted_moments(samples, jnp.ones(samples.shape[0], samples.dtype))
+    return _masked_moments(jnp.asarray(samples), None)
 
 
 @jax.jit
@@ -70,6 +65,7 @@ def unbiased_frechet_distance(
     1999) draws the same line through the whole set and the sets that lack one group, without random numbers:
     the terms $a / n_1$ and $b / n_2$ vanish for any law with four moments. The estimate may be negative near 0. On
     Gaussians the remainder is about 1 % of the removed bias at dim / count = 0.3 and within noise at 0.1.
+    `frechet_bias.fd_jackknife` gives an interval with it, on the host.
 
     Args:
         first: samples of one law, in an order that tells nothing about them: every `groups`-th one forms a group.
@@ -113,15 +109,13 @@ def _without_each_group(samples: Float[Array, "count dim"], groups: int) -> Mome
     """Return the moments of the samples without each group, stacked over groups."""
     count = samples.shape[0]
     kept = jnp.arange(groups)[:, None] != (jnp.arange(count) % groups)[None]
-    return jax.vmap(_weighted_moments, in_axes=(None, 0))(samples, kept.astype(samples.dtype))
+    return jax.vmap(_masked_moments, in_axes=(None, 0))(samples, kept)
 
 
-def _weighted_moments(samples: Float[Array, "count dim"], weights: Float[Array, " count"]) -> Moments:
-    """Return the moments of the samples whose weight is 1 among weights of 0 and 1."""
-    count = jnp.sum(weights)
-    mean = _matmul(weights, samples) / count
-    centred = (samples - mean[None]) * weights[:, None]
-    return Moments(mean, _matmul(centred.T, centred) / (count - 1))
+def _masked_moments(samples: Float[Array, "count dim"], kept: Bool[Array, " count"] | None) -> Moments:
+    """Return the moments of the samples that are kept; all of them without a mask."""
+    empty = streaming_moments.init(samples.shape[1], samples.dtype)
+    return streaming_moments.moments(streaming_moments.update(empty, samples, kept))
 
 
 def _symmetric_root(matrix: Float[ArrayLike, "dim dim"]) -> Float[Array, "dim dim"]:
