@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxgen.diffusion import (
     Denoiser,
@@ -21,6 +21,7 @@ from jaxgen.diffusion import (
     ddpm,
     denoiser,
     euler,
+    heun,
     pcg,
     prior,
     sample,
@@ -28,7 +29,7 @@ from jaxgen.diffusion import (
     trajectory,
 )
 from jaxgen.models import ImageNetwork, check_labels
-from jaxgen.pipelines.image_training import predict_given
+from jaxgen.pipelines.denoising_update import predict_given
 from jaxgen.pipelines.objectives import Objective
 from jaxgen.typing import ArrayLike, Params, PRNGKey, Sample, Scalar
 
@@ -49,6 +50,12 @@ def guided_ddpm(conditional: Denoiser, guided: Denoiser) -> Sampler:
     return ddpm(guided)
 
 
+def guided_heun(conditional: Denoiser, guided: Denoiser) -> Sampler:
+    """Sample by Heun's method under guidance: two evaluations a step but for the last one (Karras et al. 2022)."""
+    del conditional
+    return heun(guided)
+
+
 def guided_euler(conditional: Denoiser, guided: Denoiser) -> Sampler:
     """Sample by Euler steps along the guided velocity of a rectified flow."""
     del conditional
@@ -65,6 +72,13 @@ class PredictorCorrectorGuidance:
     def __call__(self, conditional: Denoiser, guided: Denoiser) -> Sampler:
         """Build the sampler."""
         return pcg(conditional, guided, self.corrector_steps)
+
+
+class Weights(NamedTuple):
+    """What a network is evaluated with: its parameters and its other collections."""
+
+    params: Params
+    variables: PyTree = ()
 
 
 class Film(NamedTuple):
@@ -87,13 +101,13 @@ class DrawImage:
     objective: Objective
     method: Method
 
-    def __call__(self, key: PRNGKey, label: Int[Array, ""], params: Params, scale: Scalar, grid: Level) -> Sample:
+    def __call__(self, key: PRNGKey, label: Int[Array, ""], weights: Weights, scale: Scalar, grid: Level) -> Sample:
         """Draw one image of class `label`; the key is consumed."""
-        sampler, sampler_key, start = self.begin(key, label, params, scale, grid)
+        sampler, sampler_key, start = self.begin(key, label, weights, scale, grid)
         return sample(sampler, sampler_key, start, grid)
 
     def begin(
-        self, key: PRNGKey, label: Int[Array, ""], params: Params, scale: Scalar, grid: Level
+        self, key: PRNGKey, label: Int[Array, ""], weights: Weights, scale: Scalar, grid: Level
     ) -> tuple[Sampler, PRNGKey, Sample]:
         """Build the sampler, and draw where it starts: the same noise for every method."""
         start_key, sampler_key = jax.random.split(key)
@@ -101,7 +115,9 @@ class DrawImage:
         start = prior(start_key, self.model.config.image_shape, first)
 
         def predict(x: Sample, level: Level, label: Int[Array, ""]) -> Prediction:
-            return predict_given(self.model, self.objective, params, x, level, label)
+            return predict_given(
+                self.model, self.objective, weights.params, x, level, label, variables=weights.variables
+            )
 
         null = jnp.asarray(self.model.config.null_label, label.dtype)
         guided = denoiser(classifier_free(predict, label, null, scale))
@@ -113,9 +129,9 @@ class DrawImage:
 class DrawFilm(DrawImage):
     """`DrawImage` that keeps every step."""
 
-    def __call__(self, key: PRNGKey, label: Int[Array, ""], params: Params, scale: Scalar, grid: Level) -> Film:
+    def __call__(self, key: PRNGKey, label: Int[Array, ""], weights: Weights, scale: Scalar, grid: Level) -> Film:
         """Draw one image and how it emerged; the key is consumed."""
-        sampler, sampler_key, start = self.begin(key, label, params, scale, grid)
+        sampler, sampler_key, start = self.begin(key, label, weights, scale, grid)
         xs, info = trajectory(sampler, sampler_key, start, grid)
         predicted = getattr(info, "predictor", info)
         size = jnp.sqrt(grid.alpha**2 + grid.sigma**2).astype(xs.dtype)
@@ -135,13 +151,14 @@ def generate_images(
     block_size: int = 64,
     mesh: Mesh | None = None,
     on_block: Callable[[int], None] | None = None,
+    variables: PyTree = (),
 ) -> Float[np.ndarray, "count ..."]:
     """Draw one image for each label; image i depends on (key, i) and its label alone.
 
     Args:
         model: the network.
         objective: what it was trained to predict.
-        params: its parameters, for example `state.ema.average`.
+        params: its parameters, for example `averaged_params(state.ema)`.
         labels: classes in [0, num_classes]; `num_classes` asks for no class in particular.
         key: typed key; the same key gives every method the same noise to start from.
         method: builds the sampler.
@@ -150,6 +167,7 @@ def generate_images(
         block_size: images in one call of the compiled program; rounded up to a multiple of the mesh's data axis.
         mesh: devices that share each block; None uses one.
         on_block: called with the number of finished images after each block.
+        variables: the network's other collections, `state.variables`; none for most networks.
 
     Returns:
         Images `[count, ...]`, not clipped.
@@ -158,7 +176,7 @@ def generate_images(
         ValueError: for labels, a scale or a number of steps out of range, before anything is compiled.
     """
     draw = DrawImage(model, objective, method)
-    return _run(draw, params, labels, key, scale, steps, block_size, mesh, on_block)
+    return _run(draw, Weights(params, variables), labels, key, scale, steps, block_size, mesh, on_block)
 
 
 def film_images(
@@ -173,6 +191,7 @@ def film_images(
     steps: int = 100,
     block_size: int = 8,
     mesh: Mesh | None = None,
+    variables: PyTree = (),
 ) -> Film:
     """Draw the images of `generate_images` and keep how they emerged; arguments and errors as there.
 
@@ -180,10 +199,10 @@ def film_images(
         A `Film` of arrays `[count, frames, ...]`: its memory grows with steps and images.
     """
     draw = DrawFilm(model, objective, method)
-    return _run(draw, params, labels, key, scale, steps, block_size, mesh, None)
+    return _run(draw, Weights(params, variables), labels, key, scale, steps, block_size, mesh, None)
 
 
-def _run(draw: DrawImage, params, labels, key, scale, steps, block_size, mesh, on_block) -> Any:
+def _run(draw: DrawImage, weights: Weights, labels, key, scale, steps, block_size, mesh, on_block) -> Any:
     labels = np.asarray(labels)
     check_labels(labels, draw.model.config.num_classes)
     if labels.ndim != 1 or not labels.size:
@@ -195,7 +214,7 @@ def _run(draw: DrawImage, params, labels, key, scale, steps, block_size, mesh, o
         draw,
         key,
         len(labels),
-        params,
+        weights,
         np.float32(scale),
         grid,
         conditions=labels.astype(np.int32),

@@ -1,129 +1,37 @@
 """Train a class-conditional denoising network on images in memory, or on batches that stream from files."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Float, Int
 
-from jaxgen.diffusion import Level, Prediction
-from jaxgen.models import ImageConv, ImageNetwork, check_labels, drop_labels, init_params, logical_axes
-from jaxgen.pipelines.augmentation import SHIFT_FEATURES, random_shift
+from jaxgen.models import (
+    EDM2,
+    ImageConv,
+    ImageNetwork,
+    check_labels,
+    logical_axes,
+)
+from jaxgen.pipelines.augmentation import SHIFT_FEATURES
+from jaxgen.pipelines.denoising_update import DenoisingUpdate, initial_state
+from jaxgen.pipelines.latents import LatentScaling
 from jaxgen.pipelines.objectives import Objective
-from jaxgen.pipelines.recipe import Hyperparameters, Recipe, hyperparameters, optimiser
+from jaxgen.pipelines.optimisation import TrainingRecipe
+from jaxgen.pipelines.recipe import Recipe
 from jaxgen.training import (
     Batches,
     Checkpoints,
+    Snapshots,
     Timing,
     TrainState,
-    accumulated_gradient,
     check_batch,
-    count_flops,
-    create,
-    ema,
     fit,
     in_memory,
 )
-from jaxgen.typing import ArrayLike, Params, PRNGKey, Sample, Scalar
-
-
-def predict_given(
-    model: ImageNetwork, objective: Objective, params: Params, x: Sample, level: Level, label: Int[ArrayLike, ""]
-) -> Prediction:
-    """Predict one image of class `label`, or of any for `model.config.null_label`, free of augmentation.
-
-    Args:
-        model: the network.
-        objective: how its output is read.
-        params: its parameters.
-        x: one noisy image, of the model's image shape.
-        level: where it is.
-        label: class in [0, num_classes].
-    """
-    shift = jnp.zeros(model.config.augmentation, x.dtype)
-    return _predict(model, objective, params, x, level, label, shift)
-
-
-@dataclasses.dataclass(frozen=True)
-class DenoisingUpdate:
-    """One step of training, as `fit` wants it; equal ones share a compiled program.
-
-    The state's average is of the parameters; constants are `Hyperparameters`; a batch holds `image`, scaled to about
-    [-1, 1] or as bytes, and `label`.
-    """
-
-    model: ImageNetwork
-    objective: Objective
-    ema_half_life: float
-    mirror: bool = False
-    accumulate: int = 1
-
-    def __call__(self, state: TrainState, constants: Hyperparameters, batch: PyTree) -> tuple[TrainState, dict]:
-        """Take one AdamW step on the mean loss of a batch."""
-        key = jax.random.fold_in(state.key, state.step)
-        examples = (jax.random.split(key, len(batch["label"])), batch["image"], batch["label"])
-
-        def mean_loss(params: Params, examples: tuple) -> Scalar:
-            return jnp.mean(jax.vmap(lambda key, *example: self._loss(params, constants, key, *example))(*examples))
-
-        loss, gradient = accumulated_gradient(mean_loss, state.params, examples, self.accumulate)
-        change, opt_state = optimiser(constants).update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, change)
-        average = ema(half_life=self.ema_half_life).update(state.ema, params)
-        rate = opt_state.hyperparams["learning_rate"]  # pyright: ignore[reportAttributeAccessIssue]
-        metrics = {"loss": loss, "gradient_norm": optax.tree.norm(gradient), "learning_rate": rate}
-        return state._replace(params=params, opt_state=opt_state, ema=average), metrics
-
-    def _loss(
-        self,
-        params: Params,
-        constants: Hyperparameters,
-        key: PRNGKey,
-        image: Shaped[Array, "..."],
-        label: Int[Array, ""],
-    ) -> Scalar:
-        image = _scaled(image)
-        label_key, shift_key, level_key, noise_key = jax.random.split(key, 4)
-        label = drop_labels(label_key, label, constants.label_dropout, self.model.config.null_label)
-        shift = jnp.zeros(0, image.dtype)
-        if self.model.config.augmentation:
-            image, shift = random_shift(shift_key, image, constants.largest_shift)
-        if self.mirror:
-            # Folded in, so that a recipe without it draws what it always drew.
-            image = jnp.where(jax.random.bernoulli(jax.random.fold_in(shift_key, 1)), image[:, ::-1], image)
-        level = self.objective.draw_level(level_key)
-
-        def predict(x: Sample, level: Level) -> Prediction:
-            return _predict(self.model, self.objective, params, x, level, label, shift)
-
-        return self.objective.loss(predict, noise_key, image, level)
-
-
-def initial_state(model: ImageNetwork, recipe: Recipe, key: PRNGKey) -> TrainState:
-    """Draw the parameters, and put the state of a run together at step 0; the key is consumed."""
-    init_key, run_key = jax.random.split(key)
-    params = init_params(model, init_key)
-    opt_state = optimiser(hyperparameters(recipe)).init(params)
-    return create(run_key, params, opt_state, ema=ema(half_life=recipe.ema_half_life).init(params))
-
-
-def training_flops(model: ImageNetwork, objective: Objective, recipe: Recipe) -> float:
-    """Count the floating-point operations of the matrix products and convolutions in one update.
-
-    These are the model's: what `remat` computes twice counts once (Chowdhery et al. 2022, PaLM, appendix B).
-    """
-    plain = dataclasses.replace(model, config=dataclasses.replace(model.config, remat=False))
-    update = DenoisingUpdate(plain, objective, recipe.ema_half_life)
-    state = jax.eval_shape(lambda: initial_state(plain, recipe, jax.random.key(0)))
-    batch = {
-        "image": jax.ShapeDtypeStruct((recipe.batch_size, *model.config.image_shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32),
-    }
-    return count_flops(update, state, hyperparameters(recipe), batch)
+from jaxgen.typing import ArrayLike, PRNGKey
 
 
 def train_diffusion(
@@ -132,13 +40,16 @@ def train_diffusion(
     images: Float[ArrayLike, "count ..."],
     labels: Int[ArrayLike, " labels"],
     key: PRNGKey,
-    recipe: Recipe = Recipe(),
+    recipe: TrainingRecipe = Recipe(),
     *,
+    level_edges: Sequence[float] = (),
     mesh: Mesh | None = None,
     fully_sharded: bool = False,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     save_every: int | None = None,
+    snapshots: Snapshots | None = None,
+    snapshot_every: int | None = None,
     on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
     on_timing: Callable[[int, Timing], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -151,18 +62,22 @@ def train_diffusion(
         images: of the model's image shape, scaled to about [-1, 1].
         labels: the class of each.
         key: typed key of the whole run, consumed: parameters, order of the data, noise.
-        recipe: how to train.
+        recipe: how to train: a `Recipe`, or an `EDM2Recipe`.
+        level_edges: intervals of noise that the metrics tell the loss of, see `DenoisingUpdate`.
         mesh: devices to train on; None trains on one.
         fully_sharded: split parameters and the optimiser's state over the mesh's data axis as well.
         checkpoints: where to save, at the end and as the next arguments say.
         resume: continue from the newest checkpoint, if there is one.
         save_every: updates between checkpoints.
-        on_metrics: called as `on_metrics(step, {"loss", "gradient_norm", "learning_rate"})` after each update.
+        snapshots: where the averages are kept for `reconstruct`, with an `EDM2Recipe`.
+        snapshot_every: updates between snapshots.
+        on_metrics: called as `on_metrics(step, metrics)` after each update, with "loss", "gradient_norm",
+            "learning_rate" and what the recipe and the network add.
         on_timing: called as `on_timing(step, timing)`, see `fit`.
         stop: asked between updates; once it returns true, the state is saved and returned early.
 
     Returns:
-        The state after the last update; `state.ema.average` are the parameters to sample with.
+        The state after the last update; `averaged_params(state.ema)` are the parameters to sample with.
 
     Raises:
         ValueError: for images, labels or a recipe that do not fit the model or the mesh, before anything is compiled.
@@ -185,11 +100,14 @@ def train_diffusion(
         batches,
         state_key,
         recipe,
+        level_edges=level_edges,
         mesh=mesh,
         fully_sharded=fully_sharded,
         checkpoints=checkpoints,
         resume=resume,
         save_every=save_every,
+        snapshots=snapshots,
+        snapshot_every=snapshot_every,
         on_metrics=on_metrics,
         on_timing=on_timing,
         stop=stop,
@@ -201,13 +119,17 @@ def train_on_batches(
     objective: Objective,
     batches: Batches,
     key: PRNGKey,
-    recipe: Recipe = Recipe(),
+    recipe: TrainingRecipe = Recipe(),
     *,
+    latents: LatentScaling | None = None,
+    level_edges: Sequence[float] = (),
     mesh: Mesh | None = None,
     fully_sharded: bool = False,
     checkpoints: Checkpoints | None = None,
     resume: bool = False,
     save_every: int | None = None,
+    snapshots: Snapshots | None = None,
+    snapshot_every: int | None = None,
     on_metrics: Callable[[int, dict[str, np.ndarray]], None] | None = None,
     on_timing: Callable[[int, Timing], None] | None = None,
     stop: Callable[[], bool] | None = None,
@@ -219,12 +141,18 @@ def train_on_batches(
         objective: what it predicts.
         batches: of `image`, as bytes or scaled to about [-1, 1], and `label`.
         key: typed key of parameters and noise, consumed.
-        recipe: how to train.
-        mesh: as for `train_diffusion`, and so are all others.
+        recipe: how to train: a `Recipe`, or an `EDM2Recipe`.
+        level_edges: intervals of noise that the metrics tell the loss of, see `DenoisingUpdate`.
+        latents: where given, the batches are of stored posteriors of latents (see `latent_folder`), of twice as many
+            channels as the model's images; each is drawn anew in every step, and scaled so.
+        level_edges: as for `train_diffusion`, and so are all others.
+        mesh: see there.
         fully_sharded: see there.
         checkpoints: see there.
         resume: see there.
         save_every: see there.
+        snapshots: see there.
+        snapshot_every: see there.
         on_metrics: see there.
         on_timing: see there.
         stop: see there.
@@ -238,11 +166,11 @@ def train_on_batches(
         CheckpointError: if a checkpoint cannot be read or written.
     """
     _check_model(model, recipe, mesh)
-    _check_batches(model, batches, recipe)
+    _check_batches(model, batches, recipe, latents)
     return fit(
-        DenoisingUpdate(model, objective, recipe.ema_half_life, recipe.mirror, recipe.accumulate),
+        DenoisingUpdate(model, objective, recipe.optimisation(), recipe.mirror, recipe.accumulate, tuple(level_edges)),
         initial_state(model, recipe, key),
-        hyperparameters(recipe),
+        recipe.hyperparameters(),
         batches,
         steps=recipe.steps,
         mesh=mesh,
@@ -251,6 +179,8 @@ def train_on_batches(
         checkpoints=checkpoints,
         resume=resume,
         save_every=save_every,
+        snapshots=snapshots,
+        snapshot_every=snapshot_every,
         on_metrics=on_metrics,
         on_timing=on_timing,
         stop=stop,
@@ -261,23 +191,10 @@ def train_on_batches(
 def _steps_per_call(model: ImageNetwork, mesh: Mesh | None) -> int | None:
     # On a CPU, XLA runs the backward pass of a convolution ten to twenty times slower inside a loop (jax issue 12868).
     platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
-    return None if platform == "cpu" and isinstance(model, ImageConv) else 16
+    return None if platform == "cpu" and isinstance(model, ImageConv | EDM2) else 16
 
 
-def _predict(model, objective, params, x, level, label, shift) -> Prediction:
-    def network(x: Sample, condition: Scalar) -> Sample:
-        augmentation = (shift,) if model.config.augmentation else ()
-        return model.apply({"params": params}, x, condition, label, *augmentation)
-
-    return objective.predict(network, x, level)
-
-
-def _scaled(image: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """Scale bytes to [-1, 1] and leave all else."""
-    return image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image
-
-
-def _check_model(model: ImageNetwork, recipe: Recipe, mesh: Mesh | None) -> None:
+def _check_model(model: ImageNetwork, recipe: TrainingRecipe, mesh: Mesh | None) -> None:
     config = model.config
     if config.augmentation not in (0, SHIFT_FEATURES) or (config.augmentation and len(config.image_shape) != 2):
         raise ValueError(
@@ -307,9 +224,12 @@ def _check_data(model: ImageNetwork, images: np.ndarray, labels: np.ndarray) -> 
     check_labels(labels, config.num_classes - 1)
 
 
-def _check_batches(model: ImageNetwork, batches: Batches, recipe: Recipe) -> None:
+def _check_batches(
+    model: ImageNetwork, batches: Batches, recipe: TrainingRecipe, latents: LatentScaling | None
+) -> None:
     batch = jax.eval_shape(batches.select, batches.load(0, 1), jax.ShapeDtypeStruct((), jnp.int32))
-    expected = (recipe.batch_size, *model.config.image_shape)
+    *sides, channels = model.config.image_shape
+    expected = (recipe.batch_size, *sides, channels if latents is None else 2 * channels)
     if batch["image"].shape != expected or batch["label"].shape != expected[:1]:
         raise ValueError(
             f"a batch must hold images {expected} and labels {expected[:1]}, "

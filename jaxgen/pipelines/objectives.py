@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from jaxgen.diffusion import (
@@ -12,6 +13,7 @@ from jaxgen.diffusion import (
     denoising_loss,
     draw_log_normal_level,
     draw_logit_normal_level,
+    edm_condition,
     edm_preconditioned,
     edm_weight,
     from_velocity,
@@ -33,6 +35,10 @@ class Objective(Protocol):
 
     def predict(self, network: Network, x: Sample, level: Level) -> Prediction:
         """Read the network's output at `x`, of any shape, as a prediction."""
+        ...
+
+    def condition(self, level: Level) -> Scalar:
+        """Return what the network is told about the noise at `level`."""
         ...
 
     def draw_level(self, key: PRNGKey) -> Level:
@@ -80,6 +86,15 @@ class EDMObjective:
         """Read the network through the preconditioning of Karras et al. (2022, section 5)."""
         return edm_preconditioned(network, x, level, self.data_std)
 
+    def condition(self, level: Level) -> Scalar:
+        """Return ln(sigma) / 4."""
+        return edm_condition(level)
+
+    def level_edges(self, count: int) -> tuple[float, ...]:
+        """Return the `count - 1` values of ln sigma that cut the training law into equally likely parts."""
+        law = NormalDist(self.log_sigma_mean, self.log_sigma_std)
+        return tuple(law.inv_cdf(part / count) for part in range(1, count))
+
     def draw_level(self, key: PRNGKey) -> Level:
         """Draw ln sigma from a Gaussian, cut at `sigma_max`."""
         return draw_log_normal_level(key, self.log_sigma_mean, self.log_sigma_std, self.sigma_max)
@@ -109,7 +124,11 @@ class FlowObjective:
 
     def predict(self, network: Network, x: Sample, level: Level) -> Prediction:
         """Read the network's output as the velocity noise - x0; it is told the time."""
-        return from_velocity(x, level, network(x, level.time), RectifiedFlow())
+        return from_velocity(x, level, network(x, self.condition(level)), RectifiedFlow())
+
+    def condition(self, level: Level) -> Scalar:
+        """Return the time."""
+        return level.time
 
     def draw_level(self, key: PRNGKey) -> Level:
         """Draw logit(t) from a Gaussian (Esser et al. 2024, section 3.1)."""

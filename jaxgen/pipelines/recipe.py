@@ -1,15 +1,11 @@
-"""How a denoising network is trained: the numbers, and the optimiser that they make."""
+"""How a small denoising network is trained."""
 
 import dataclasses
 import math
-from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jaxtyping import Array, Int
 
-from jaxgen.typing import Scalar
+from jaxgen.pipelines.optimisation import AdamW, Hyperparameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,36 +54,10 @@ class Recipe:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
 
+    def hyperparameters(self) -> Hyperparameters:
+        """Return the numbers that the compiled update takes as arguments, as float32 scalars."""
+        return Hyperparameters(*(np.asarray(getattr(self, name), np.float32) for name in Hyperparameters._fields))
 
-class Hyperparameters(NamedTuple):
-    """The numbers of a recipe that the compiled update takes as arguments: changing them compiles nothing."""
-
-    steps: Scalar
-    learning_rate: Scalar
-    warmup_steps: Scalar
-    weight_decay: Scalar
-    second_moment_decay: Scalar
-    label_dropout: Scalar
-    largest_shift: Scalar
-
-
-def hyperparameters(recipe: Recipe) -> Hyperparameters:
-    """Turn the numbers of a recipe into float32 arrays."""
-    return Hyperparameters(*(np.asarray(getattr(recipe, name), np.float32) for name in Hyperparameters._fields))
-
-
-def optimiser(constants: Hyperparameters) -> optax.GradientTransformation:
-    """Build AdamW whose learning rate rises linearly, then follows a cosine to 0.
-
-    Its state counts the updates and holds the hyperparameters of the last one, the learning rate among them.
-    """
-
-    def rate(count: Int[Array, ""]) -> Scalar:
-        warmup = jnp.minimum((count + 1.0) / jnp.maximum(constants.warmup_steps, 1.0), 1.0)
-        return constants.learning_rate * warmup * 0.5 * (1.0 + jnp.cos(jnp.pi * count / constants.steps))
-
-    return optax.inject_hyperparams(optax.adamw)(
-        learning_rate=rate,
-        b2=lambda _: jnp.asarray(constants.second_moment_decay),
-        weight_decay=lambda _: jnp.asarray(constants.weight_decay),
-    )
+    def optimisation(self) -> AdamW:
+        """Return the optimiser and the average."""
+        return AdamW(self.ema_half_life)

@@ -15,7 +15,6 @@ from jaxgen.pipelines import (
     EDMObjective,
     FlowObjective,
     Recipe,
-    hyperparameters,
     image_training,
     initial_state,
     predict_given,
@@ -23,7 +22,7 @@ from jaxgen.pipelines import (
     train_on_batches,
     training_flops,
 )
-from jaxgen.pipelines.recipe import optimiser
+from jaxgen.pipelines.optimisation import AdamW
 from jaxgen.training import Checkpoints, in_memory, make_mesh, restore_params, run_span
 
 MODEL = ImageMLP(ImageMLPConfig(image_shape=(4, 4), num_classes=3, width=16, hidden=16, blocks=1, augmentation=2))
@@ -38,7 +37,7 @@ def train(recipe=RECIPE, **options):
     return train_diffusion(MODEL, OBJECTIVE, IMAGES, LABELS, jax.random.key(1), recipe, **options)
 
 
-UPDATE = jax.jit(DenoisingUpdate(MODEL, OBJECTIVE, RECIPE.ema_half_life))
+UPDATE = jax.jit(DenoisingUpdate(MODEL, OBJECTIVE, RECIPE.optimisation()))
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +46,13 @@ def whole():
 
 
 def test_the_learning_rate_rises_then_follows_a_cosine_to_zero():
-    constants = hyperparameters(Recipe(steps=100, learning_rate=0.01, warmup_steps=10, weight_decay=0.0))
+    constants = Recipe(steps=100, learning_rate=0.01, warmup_steps=10, weight_decay=0.0).hyperparameters()
     params = {"w": jnp.zeros(3)}
     gradient = {"w": jnp.asarray([1.0, -2.0, 3.0])}
 
     def rate(step):
         # The first change of Adam is -rate * sign(gradient), up to its epsilon.
-        made = optimiser(constants)
+        made = AdamW(1.0).optimiser(constants)
         start = made.init(params)
         counts = jax.tree.map(lambda _: jnp.asarray(step), start.hyperparams_states)
         start = start._replace(hyperparams_states=counts)
@@ -69,7 +68,7 @@ def test_an_update_is_adamw_on_the_mean_loss_and_averages_the_parameters():
     state = initial_state(MODEL, RECIPE, jax.random.key(0))
     state = state._replace(params=filled_params(MODEL))
     batch = {"image": jnp.asarray(IMAGES[:8]), "label": jnp.asarray(LABELS[:8])}
-    constants = hyperparameters(dataclasses.replace(RECIPE, label_dropout=0.0, largest_shift=0.0))
+    constants = dataclasses.replace(RECIPE, label_dropout=0.0, largest_shift=0.0).hyperparameters()
     after, metrics = UPDATE(state, constants, batch)
 
     keys = jax.random.split(jax.random.fold_in(state.key, 0), 8)
@@ -99,7 +98,7 @@ def test_an_update_is_adamw_on_the_mean_loss_and_averages_the_parameters():
 
 def test_every_label_is_dropped_at_a_rate_near_one():
     state = initial_state(MODEL, RECIPE, jax.random.key(0))._replace(params=filled_params(MODEL))
-    constants = hyperparameters(RECIPE)._replace(label_dropout=np.float32(1.0))
+    constants = RECIPE.hyperparameters()._replace(label_dropout=np.float32(1.0))
 
     def loss(labels):
         return float(UPDATE(state, constants, {"image": jnp.asarray(IMAGES[:8]), "label": labels})[1]["loss"])
@@ -202,8 +201,8 @@ def after(recipe=RECIPE, image=None, **options):
     """Take one update of the parameters of `filled_params` on eight images."""
     state = initial_state(MODEL, recipe, jax.random.key(0))._replace(params=filled_params(MODEL))
     image = IMAGES[:8] if image is None else image
-    update = DenoisingUpdate(MODEL, OBJECTIVE, recipe.ema_half_life, recipe.mirror, recipe.accumulate)
-    return jax.jit(update)(state, hyperparameters(recipe), {"image": image, "label": jnp.asarray(LABELS[:8])})
+    update = DenoisingUpdate(MODEL, OBJECTIVE, recipe.optimisation(), recipe.mirror, recipe.accumulate)
+    return jax.jit(update)(state, recipe.hyperparameters(), {"image": image, "label": jnp.asarray(LABELS[:8])})
 
 
 def test_an_update_in_parts_is_the_update_of_the_whole_batch():
@@ -230,9 +229,9 @@ def test_half_of_the_images_are_mirrored():
             jax.debug.callback(lambda image: seen.append(np.array(image)), x0)
             return super().loss(predict, key, x0, level)
 
-    update = DenoisingUpdate(model, Watching(), recipe.ema_half_life, mirror=True)
+    update = DenoisingUpdate(model, Watching(), recipe.optimisation(), mirror=True)
     batch = {"image": jnp.tile(IMAGES[:1], (64, 1, 1)), "label": jnp.zeros(64, jnp.int32)}
-    jax.jit(update)(initial_state(model, recipe, jax.random.key(0)), hyperparameters(recipe), batch)
+    jax.jit(update)(initial_state(model, recipe, jax.random.key(0)), recipe.hyperparameters(), batch)
     jax.effects_barrier()
     mirrored = [np.array_equal(image, IMAGES[0][:, ::-1]) for image in seen]
     plain = [np.array_equal(image, IMAGES[0]) for image in seen]
