@@ -1,9 +1,9 @@
-"""The main job: a conditional diffusion model of real handwritten digits, and every sampler on it.
+"""The main job: conditional diffusion models of real handwritten digits, and every sampler on them.
 
 Data: the 1,797 digits of 8 x 8 pixels that travel with scikit-learn (Alpaydin & Kaynak 1998, UCI, CC BY 4.0), 1,200 to
-train on and 597 held out. Two networks learn them, one to denoise (Karras et al. 2022), one the velocity of straight
-paths (flow matching). Their samples are compared with the held-out digits, beside real digits and beside one Gaussian
-per class, which a statistic has to tell apart to be worth reading.
+train on and 597 held out. Two small networks learn them, one to denoise (Karras et al. 2022), one the velocity of
+straight paths (flow matching), and so does an EDM2 (Karras et al. 2024). Their samples are compared with the held-out
+digits, beside real digits and beside one Gaussian per class, which a statistic has to tell apart to be worth reading.
 """
 
 import dataclasses
@@ -35,6 +35,42 @@ class Convolutional:
 
 
 @dataclasses.dataclass(frozen=True)
+class EDM2Sizes:
+    """EDM2 (Karras et al. 2024), of the digits or of the images of --data."""
+
+    width: int = 16
+    """Features of the highest resolution."""
+    multipliers: tuple[int, ...] = (1, 2)
+    """Features of each level over the width; from one level to the next the sides halve."""
+    blocks: int = 1
+    """Residual blocks of a level on the way down; one more on the way up."""
+    attention_sides: tuple[int, ...] = (8,)
+    """Sides of the resolutions whose blocks attend."""
+    channels_per_head: int = 16
+    """Features of an attention head."""
+    dropout: float = 0.0
+    """Rate of dropout inside the blocks."""
+    steps: int = 4000
+    """Training steps on the digits; on the images of --data, --steps counts."""
+    batch_size: int = 64
+    """Digits in a training step; of the images of --data, --batch-size counts."""
+    learning_rate: float = 0.02
+    """Learning rate before it decays."""
+    reference_batches: float = 1000.0
+    """Training steps after which it decays, with the root of the images seen."""
+    ramp_images: float = 6400.0
+    """Images over which it rises from 0."""
+    snapshots: int = 16
+    """Snapshots of the averages in a training, from which --ema-width makes others."""
+    sampling_steps: int = 32
+    """Steps of Heun's method."""
+    seeds: int = 4
+    """Sampling seeds of its claim."""
+    widths: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15, 0.2)
+    """Widths of the average that the Fréchet distance is drawn against, as shares of the training."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Train a diffusion model on real handwritten digits; sample it by DDPM, DDIM, CFG, PCG and flow matching."""
 
@@ -56,7 +92,9 @@ class Config:
     """Features inside a block."""
     blocks: int = 3
     """Residual blocks."""
-    sampler: Literal["all", "ddim", "ddpm", "flow", "pcg"] = "all"
+    model: Literal["all", "small", "edm2"] = "all"
+    """Networks: edm2, or small ones (two MLPs for the digits, a U-Net for --data, which alone has no all)."""
+    sampler: Literal["all", "ddim", "ddpm", "flow", "heun", "pcg"] = "all"
     """What to sample with: all measures the claims, one alone draws the images asked for below; --data has ddim."""
     gamma: float = 1.0
     """Guidance scale of the images asked for: 0 unconditional, 1 conditional, above 1 extrapolates."""
@@ -80,6 +118,10 @@ class Config:
     """Sampling seeds of the comparison of PCG with DDPM, whose difference is small."""
     curve_seeds: int = 3
     """Sampling seeds of each point of these curves."""
+    edm2: EDM2Sizes = EDM2Sizes()
+    """Sizes and training of EDM2."""
+    ema_width: float | None = None
+    """Sample EDM2 with an average of this width, a share of the training, made from the run's snapshots; else 0.05."""
     data: Path | None = None
     """Folder of PNG or JPEG images (a sub-folder a class) or ArrayRecord files to learn instead of the digits."""
     side: Literal[32, 64] = 32
@@ -127,23 +169,39 @@ def check(config: Config, run: RunDirectory) -> None:
     """Refuse, before anything is written, what cannot be trained or sampled, and runs that were trained otherwise."""
     _check_numbers(config)
     _check_heeded(config)
-    from experiments.digits import folder, networks
+    from experiments.digits import edm2, folder, networks
 
-    (networks if config.data is None else folder).check(config, run)
+    if config.data is not None:
+        folder.check(config, run)
+        return
+    if _small(config):
+        networks.check(config, run)
+    if _edm2(config):
+        edm2.check(config, run)
 
 
 def run(config: Config, run: RunDirectory) -> None:
-    """Train both networks or take those of another run, then measure the claims or draw the images asked for."""
-    from experiments.digits import folder, measuring, networks, requested
+    """Train the networks or take those of another run, then measure the claims or draw the images asked for."""
+    from experiments.digits import edm2, folder, measuring, networks, requested
 
     if config.data is not None:
         folder.run_folder(config, run)
         return
-    trained = networks.obtain(config, run)
+    small = networks.obtain(config, run) if _small(config) else None
+    large = edm2.obtain(config, run) if _edm2(config) else None
     if config.sampler == "all":
-        measuring.measure(config, run, trained)
+        measuring.measure(config, run, small, large)
     else:
-        requested.draw(config, run, trained)
+        requested.draw(config, run, small, large)
+
+
+def _small(config: Config) -> bool:
+    return config.model != "edm2"
+
+
+def _edm2(config: Config) -> bool:
+    """Return whether EDM2 is needed: images are asked of one network, the small one unless it is named."""
+    return config.model == "edm2" or (config.model == "all" and config.sampler == "all")
 
 
 def _check_numbers(config: Config) -> None:
@@ -151,9 +209,22 @@ def _check_numbers(config: Config) -> None:
         if not 1 <= getattr(config, name) <= _MOST:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must lie between 1 and {_MOST}, got {getattr(config, name)}")
+    for name in ("steps", "batch_size", "snapshots"):
+        if getattr(config.edm2, name) < 1:
+            raise ValueError(f"--edm2.{name.replace('_', '-')} must be at least 1, got {getattr(config.edm2, name)}")
+    if config.edm2.seeds < 2:
+        raise ValueError(f"--edm2.seeds must be at least 2, got {config.edm2.seeds}")
+    if not 1 <= config.edm2.sampling_steps <= _MOST:
+        raise ValueError(f"--edm2.sampling-steps must lie between 1 and {_MOST}, got {config.edm2.sampling_steps}")
     for name in ("seeds", "pair_seeds", "subsets"):
         if getattr(config, name) < 2:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 2, got {getattr(config, name)}")
+    if config.sampler == "heun" and config.model != "edm2":
+        raise ValueError("--sampler heun is for EDM2; add --model edm2")
+    if config.sampler == "flow" and config.model == "edm2":
+        raise ValueError("--sampler flow is for the small networks; EDM2 is a denoiser: heun, ddim, ddpm or pcg")
+    if config.ema_width is not None and config.model != "edm2":
+        raise ValueError("--ema-width is for EDM2, of which a run keeps snapshots; add --model edm2")
     if config.data is None and config.label is not None and not 0 <= config.label <= 9:
         raise ValueError(f"--label must be a digit from 0 to 9, got {config.label}")
     if not config.scales or not config.step_counts or min(config.step_counts) < 1:

@@ -9,13 +9,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import configuration, plots
+from experiments import plots
 from experiments.devices import check_divides, mesh_of
+from experiments.digits import folder_network as network
 from experiments.digits.claims import CLAIMS
+from experiments.level_metrics import LevelMetrics
 from experiments.metric_lines import metric_lines
 from experiments.run_directory import Interrupted, RunDirectory
-from jaxgen.models import ImageConv, ImageConvConfig, abstract_params
-from jaxgen.pipelines import EDMObjective, Recipe, film_images, generate_images, train_on_batches, training_flops
+from jaxgen.models import EDM2, ImageConv, abstract_params, abstract_variables
+from jaxgen.pipelines import (
+    TrainingRecipe,
+    averaged_params,
+    film_images,
+    generate_images,
+    guided_ddim,
+    guided_heun,
+    train_on_batches,
+    training_flops,
+)
 from jaxgen.training import (
     Checkpoints,
     Share,
@@ -24,27 +35,28 @@ from jaxgen.training import (
     local_mesh,
     open_images,
     read_config,
+    reconstruct,
     restore_params,
     streamed,
     utilisation,
+    width_to_exponent,
 )
 from jaxgen.training.image_records import record_files
 from jaxgen.typing import Params
 
 _NAME = "images"
-_TRAINED = ("steps", "batch_size", "learning_rate", "ema_half_life", "label_dropout", "side", "mirror", "conv")
+_SNAPSHOTS = "images-snapshots"
 _LOG_EVERY = 10
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _CLASSES_SHOWN, _COLUMNS, _FRAMES = 10, 10, 10
-# A denoiser of colour images in [-1, 1] (Karras et al. 2022, table 1).
-_OBJECTIVE = EDMObjective()
 
 
 class Trained(NamedTuple):
     """A network that can be sampled, and the classes that it knows."""
 
-    model: ImageConv
+    model: ImageConv | EDM2
     params: Params
+    variables: Any
     classes: tuple[str, ...]
 
 
@@ -55,21 +67,25 @@ def check(config: Any, run: RunDirectory) -> None:
         ValueError: names the option and the mend.
         CheckpointError: the checkpoint of the run to sample from is damaged or not there.
     """
-    if config.sampler not in ("all", "ddim"):
-        raise ValueError(f"--sampler {config.sampler} is of the digits; with --data images are drawn by ddim")
+    if config.sampler not in ("all", "ddim") and not (config.sampler == "heun" and network.kind(config) == "edm2"):
+        raise ValueError(
+            f"--sampler {config.sampler} is of the digits; with --data images are drawn by ddim, of EDM2 by heun"
+        )
+    if config.ema_width is not None:
+        width_to_exponent(config.ema_width)
     for name in ("accumulate", "steps_per_transfer"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     if config.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {config.workers}; 0 reads in threads of this process")
     check_divides(run, processes=True, batch_size=config.batch_size)
-    _model(config, 1)
-    _recipe(config)
+    network.model(config, 1)
+    network.recipe(config)
     _check_mesh(config, run)
     if run.source is None:
         _check_label(config, _most_classes(config.data))
     else:
-        _compare(config, run.source)
+        network.compare(config, run.source)
         _check_label(config, len(_classes(config, run.source)))
 
 
@@ -132,7 +148,7 @@ def _train(config: Any, run: RunDirectory) -> Trained:
         named = "; ".join(f"{broken.name} ({broken.reason})" for broken in images.damaged[:5])
         count = len(images.damaged)
         run.note(f"{count} of {len(images) + count} images are damaged and were left out: {named}.")
-    model, recipe = _model(config, len(images.classes)), _recipe(config)
+    model, recipe = network.model(config, len(images.classes)), network.recipe(config)
     run.note(
         f"{len(images)} images of {len(images.classes)} classes, cut to {config.side} x {config.side} pixels; a "
         f"network of {_size(model):,} parameters."
@@ -141,27 +157,36 @@ def _train(config: Any, run: RunDirectory) -> Trained:
         streamed(
             images, config.batch_size, run.seed, mesh=mesh, block=config.steps_per_transfer, workers=config.workers
         ) as batches,
-        Checkpoints(run.checkpoints / _NAME, config=_settings(config, run, images.classes), keep=2) as checkpoints,
-        _telling(run, recipe, model, mesh, checkpoints.good_step()) as (report, told),
+        Checkpoints(
+            run.checkpoints / _NAME, config=network.settings(config, run, images.classes), keep=2
+        ) as checkpoints,
+        network.snapshots(config, run.checkpoints / _SNAPSHOTS) as snapshots,
+        _telling(config, run, recipe, model, mesh, checkpoints.good_step()) as (report, told),
     ):
         state = train_on_batches(
             model,
-            _OBJECTIVE,
+            network.OBJECTIVES[network.kind(config)],
             batches,
             jax.random.fold_in(jax.random.key(run.seed), 0),
             recipe,
+            level_edges=network.level_edges(config),
             mesh=mesh,
             fully_sharded=run.fully_sharded,
             checkpoints=checkpoints,
             resume=run.resumed,
             save_every=max(recipe.steps // 4, 1),
+            snapshots=snapshots,
+            snapshot_every=network.snapshot_every(config),
             on_metrics=report,
             on_timing=told,
             stop=run.stop,
         )
     if int(state.step) < recipe.steps:
         raise Interrupted
-    return Trained(model, gathered(state.ema.average), images.classes)
+    params, variables = gathered(averaged_params(state.ema)), gathered(state.variables)
+    if config.ema_width is not None:
+        params = reconstruct(run.checkpoints / _SNAPSHOTS, abstract_params(model), config.ema_width)
+    return Trained(model, params, variables, images.classes)
 
 
 def _share() -> Share | None:
@@ -173,10 +198,14 @@ def _share() -> Share | None:
 
 @contextlib.contextmanager
 def _telling(
-    run: RunDirectory, recipe: Recipe, model: ImageConv, mesh: Any, saved: int | None
+    config: Any, run: RunDirectory, recipe: TrainingRecipe, model: ImageConv | EDM2, mesh: Any, saved: int | None
 ) -> Iterator[tuple[Callable[[int, dict], None], Callable[[int, Timing], None]]]:
     """Yield what is called with metrics and with timings, which write without holding up the training."""
-    flops, devices = training_flops(model, _OBJECTIVE, recipe), list(mesh.devices.flat)
+    flops, devices = (
+        training_flops(model, network.OBJECTIVES[network.kind(config)], recipe),
+        list(mesh.devices.flat),
+    )
+    levels = LevelMetrics(network.level_edges(config)) if network.level_edges(config) else None
     if run.resumed:
         run.resume_metrics(saved or 0)
     speed: dict[str, float] = {}
@@ -192,51 +221,58 @@ def _telling(
             spent["data_milliseconds"] = 1e3 * float(timing.data)
 
         def report(step: int, metrics: dict) -> None:
-            progress.update(step, loss=float(metrics["loss"]), **speed)
+            plain = metrics if levels is None else levels.add(metrics)
+            progress.update(step, loss=float(plain["loss"]), **speed)
             if step % _LOG_EVERY == 0 or step == recipe.steps:
-                write(step, {**metrics, **speed, **spent})
+                write(step, {**plain, **(levels.take() if levels else {}), **speed, **spent})
 
         yield report, timed
 
 
 def _restored(config: Any, source: Path) -> Trained:
     classes = _classes(config, source)
-    model = _model(config, len(classes))
-    folder = source / "checkpoints" / _NAME
-    params = restore_params(folder, abstract_params(model), field="ema.average", step=config.steps)
-    return Trained(model, params, classes)
+    model = network.model(config, len(classes))
+    folder, average = (
+        source / "checkpoints" / _NAME,
+        {"small": "ema.average", "edm2": "ema.averages.0"}[network.kind(config)],
+    )
+    variables = restore_params(folder, abstract_variables(model), field="variables", step=config.steps)
+    if config.ema_width is not None:
+        params = reconstruct(source / "checkpoints" / _SNAPSHOTS, abstract_params(model), config.ema_width)
+    else:
+        params = restore_params(folder, abstract_params(model), field=average, step=config.steps)
+    return Trained(model, params, variables, classes)
 
 
 def _classes(config: Any, source: Path) -> tuple[str, ...]:
     return tuple(read_config(source / "checkpoints" / _NAME, step=config.steps)["classes"])
 
 
-def _compare(config: Any, source: Path) -> None:
-    asked = configuration.to_json(config)
-    stored = configuration.read_run(source)["config"]
-    if stored.get("data") is None:
-        raise ValueError(f"--from {source} has networks of the digits, not of images of --data; drop one of the two")
-    if found := configuration.differences({n: stored.get(n) for n in _TRAINED}, {n: asked[n] for n in _TRAINED}):
-        raise ValueError(f"--from {source} takes its network as it is, but {'; '.join(found)}")
-
-
 def _draw(config: Any, run: RunDirectory, trained: Trained) -> None:
     """Draw what a person judges by eye: samples of the classes in turn, and how one of each emerges."""
     classes, count = len(trained.classes), config.samples
     labels = np.arange(count) % classes if config.label is None else np.full(count, config.label)
-    network = (trained.model, _OBJECTIVE, trained.params)
+    weights = (trained.model, network.OBJECTIVES[network.kind(config)], trained.params)
     key = jax.random.fold_in(jax.random.key(run.seed), 1)
-    options = {"scale": config.gamma, "steps": config.sampling_steps, "mesh": local_mesh()}
+    heun = network.kind(config) == "edm2" and config.sampler != "ddim"
+    steps = config.edm2.sampling_steps if heun else config.sampling_steps
+    options = {
+        "method": guided_heun if heun else guided_ddim,
+        "scale": config.gamma,
+        "steps": steps,
+        "mesh": local_mesh(),
+        "variables": trained.variables,
+    }
     with run.progress(count, "drawing") as progress:
-        images = generate_images(*network, labels, key, **options, on_block=progress.update)
+        images = generate_images(*weights, labels, key, **options, on_block=progress.update)
     run.arrays(samples=_bytes(images), labels=labels, classes=list(trained.classes))
-    title = f"DDIM, guidance scale {config.gamma:g}, {config.sampling_steps} steps"
+    title = f"{'Heun' if heun else 'DDIM'}, guidance scale {config.gamma:g}, {steps} steps"
     shown, counts = np.unique(labels, return_counts=True)
     shown, columns = shown[:_CLASSES_SHOWN], min(counts.min(), _COLUMNS)
     rows = np.stack([images[labels == label][:columns] for label in shown])
     _rows(run, "samples", rows, trained, shown, title, f"{title}: a class a row")
-    film = film_images(*network, shown, key, **options)
-    frames = np.unique(np.linspace(0, config.sampling_steps - 1, _FRAMES).round().astype(int))
+    film = film_images(*weights, shown, key, **options)
+    frames = np.unique(np.linspace(0, steps - 1, _FRAMES).round().astype(int))
     caption = "the clean image predicted from one noise, at equal intervals: a class a row"
     _rows(run, "filmstrips", film.x0[:, frames], trained, shown, "Denoising", caption)
 
@@ -250,39 +286,5 @@ def _bytes(images: np.ndarray) -> np.ndarray:
     return np.clip(np.round((images + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def _settings(config: Any, run: RunDirectory, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Return what a resumed run must share; where the files lie and how they are read may change."""
-    asked = configuration.to_json(config)
-    return {**{name: asked[name] for name in _TRAINED}, "classes": list(classes), "seed": run.seed}
-
-
-def _model(config: Any, num_classes: int) -> ImageConv:
-    conv = config.conv
-    return ImageConv(
-        ImageConvConfig(
-            (config.side, config.side, 3),
-            num_classes,
-            width=conv.width,
-            multipliers=tuple(conv.multipliers),
-            blocks=conv.blocks,
-            dtype=None if conv.dtype == "float32" else conv.dtype,
-            remat=conv.remat,
-        )
-    )
-
-
-def _recipe(config: Any) -> Recipe:
-    return Recipe(
-        steps=config.steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        ema_half_life=config.ema_half_life,
-        label_dropout=config.label_dropout,
-        largest_shift=0.0,
-        mirror=config.mirror,
-        accumulate=config.accumulate,
-    )
-
-
-def _size(model: ImageConv) -> int:
+def _size(model: ImageConv | EDM2) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))

@@ -10,6 +10,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
 from experiments.digits.data import Digits
+from jaxgen.statistics import Features, fd
 from jaxgen.statistics.frechet import unbiased_frechet_distance
 from jaxgen.statistics.kernel import polynomial_kernel, unbiased_mmd2
 from jaxgen.statistics.precision_recall import precision_recall
@@ -107,6 +108,13 @@ def score_all(
 def frechet(judge: Judge, samples: Float[np.ndarray, "count 64"]) -> float:
     """Compute the Fréchet distance of features to the held-out digits, of any number of samples."""
     return float(unbiased_frechet_distance(_features(judge.layers, np.clip(samples, -1.0, 1.0)), judge.features))
+
+
+def plain_frechet(judge: Judge, samples: Float[np.ndarray, "count 64"], *, clip: bool = True) -> float:
+    """Compute the Fréchet distance of features to the held-out digits with its bias, which sets of one size share."""
+    name, images = f"digits-mlp-{judge.fingerprint[:16]}", np.clip(samples, -1.0, 1.0) if clip else samples
+    features = Features(_features(judge.layers, images.astype(np.float32)), name)
+    return fd(features, Features(judge.features, name)).value
 
 
 def told(values: np.ndarray) -> str:

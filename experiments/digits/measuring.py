@@ -1,14 +1,15 @@
 """Measure every claim: the samplers against the held-out digits, beside real digits and class Gaussians."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.claims import Cell
-from experiments.digits import data, figures, judging
-from experiments.digits.claims import ATTEMPTS_AT_M2
+from experiments.digits import data, edm2_measuring, figures, judging
+from experiments.digits.claims import ATTEMPTS_AT_M2, CLAIMS
+from experiments.digits.edm2 import TrainedEDM2
 from experiments.digits.networks import Networks
 from experiments.digits.sampling import TITLES, draw, sampling_key, seed_labels
 from experiments.run_directory import Interrupted, RunDirectory
@@ -36,6 +37,8 @@ _MEASURED = (
 )
 # Theorem 3 of the paper on PCG: the same law in the limit of small steps.
 _PAIR = (("pcg", 2.0), ("ddpm", 1.5))
+_RULERS = {"M9": "real digits", "M10": "class Gaussians"}
+_EDM2_CLAIMS = ("M14", "M15")
 _PAIR_STATISTICS = ("nearest_neighbor", "precision", "recall")
 
 
@@ -64,39 +67,53 @@ class Session(NamedTuple):
         return seed_labels(self.judge.digits, seeds, self.run.seed)
 
 
-def measure(config: Any, run: RunDirectory, networks: Networks) -> None:
-    """Measure and record every claim, and draw every figure.
+def measure(config: Any, run: RunDirectory, small: Networks | None, large: TrainedEDM2 | None) -> None:
+    """Measure and record every claim of the networks that there are, and draw every figure.
 
     Raises:
         Interrupted: a signal came; the networks are saved and the measurements start anew on resume.
     """
     judge = judging.make_judge(data.load())
-    session = Session(config, run, networks, judge)
     run.arrays(feature_network_sha256=judge.fingerprint)
     began = time.perf_counter()
-    rulers = _rulers(session)
-    ruler_seconds = time.perf_counter() - began
-    began = time.perf_counter()
-    scores = _samplers(session)
-    seconds = (time.perf_counter() - began) / len(scores)
-    _record(session, scores, rulers, seconds, ruler_seconds)
-    _tell(session, scores, rulers)
-    _curves(session, rulers)
-    figures.pictures(session)
+    rulers = _rulers(config, run, judge)
+    for claim, ruler in _RULERS.items():
+        run.record(claim, [Cell(ruler, values=rulers[ruler]["nearest_neighbor"])], seconds=time.perf_counter() - began)
+    if small is None:
+        _leave_out(run, (*_EDM2_CLAIMS, *_RULERS), "this run has EDM2 alone, by --model edm2", others=True)
+    else:
+        session = Session(config, run, small, judge)
+        began = time.perf_counter()
+        scores = _samplers(session)
+        seconds = (time.perf_counter() - began) / len(scores)
+        _record(session, scores, seconds)
+        _tell(session, scores, rulers)
+        _curves(session, rulers)
+        figures.pictures(session)
+    if large is None:
+        _leave_out(run, _EDM2_CLAIMS, "this run has the small networks alone, by --model small")
+    else:
+        edm2_measuring.measure(config, run, large, judge)
 
 
-def _rulers(session: Session) -> dict[str, Scores]:
+def _leave_out(run: RunDirectory, claims: Sequence[str], reason: str, *, others: bool = False) -> None:
+    for claim in CLAIMS:
+        if (claim.id in claims) != others:
+            run.not_run(claim.id, reason)
+
+
+def _rulers(config: Any, run: RunDirectory, judge: judging.Judge) -> dict[str, Scores]:
     """Score subsets of the training images and one Gaussian per class, as many samples as are held out each."""
-    digits, rows = session.judge.digits, {"real digits": [], "class Gaussians": []}
-    with session.run.progress(session.config.subsets, "real digits and Gaussians") as progress:
-        for index in range(session.config.subsets):
+    digits, rows = judge.digits, {"real digits": [], "class Gaussians": []}
+    with run.progress(config.subsets, "real digits and Gaussians") as progress:
+        for index in range(config.subsets):
             chosen = data.subset(digits, index)
             labels = digits.train_labels[chosen]
-            rows["real digits"].append(judging.score(session.judge, digits.train[chosen], labels))
+            rows["real digits"].append(judging.score(judge, digits.train[chosen], labels))
             gaussian = data.gaussian_samples(digits, labels, index)
-            rows["class Gaussians"].append(judging.score(session.judge, gaussian, labels))
+            rows["class Gaussians"].append(judging.score(judge, gaussian, labels))
             progress.update(index + 1)
-            _stop_here(session.run)
+            _stop_here(run)
     return {name: {key: np.array([row[key] for row in of]) for key in of[0]} for name, of in rows.items()}
 
 
@@ -115,9 +132,7 @@ def _samplers(session: Session) -> dict[tuple[str, float], Scores]:
 def _record(
     session: Session,
     scores: Mapping[tuple[str, float], Scores],
-    rulers: Mapping[str, Scores],
     seconds: float,
-    ruler_seconds: float,
 ) -> None:
     run, plain, guided = session.run, scores["ddim", 1.0], scores["ddim", 1.5]
     scale = "full" if run.preset != "ci" else "reduced"
@@ -127,8 +142,6 @@ def _record(
     trials = session.labels(session.config.seeds).size
     right = round(float(guided["accuracy"].mean()) * trials)
     run.record("M7", [Cell("DDIM, scale 1.5", successes=right, trials=trials)], seconds=seconds, scale=scale)
-    for claim, ruler in (("M9", "real digits"), ("M10", "class Gaussians")):
-        run.record(claim, [Cell(ruler, values=rulers[ruler]["nearest_neighbor"])], seconds=ruler_seconds)
     falls = Cell("recall, 1 less 3", values=plain["recall"], control=scores["ddim", 3.0]["recall"])
     rises = Cell("precision, 1.5 less 0", values=guided["precision"], control=scores["ddim", 0.0]["precision"])
     run.record("M11", [falls], seconds=2 * seconds, scale=scale)

@@ -17,9 +17,17 @@ from jaxgen.pipelines import (
     guided_ddim,
     guided_ddpm,
     guided_euler,
+    guided_heun,
 )
 from jaxgen.typing import PRNGKey
 
+METHODS: dict[str, Callable[[int], Method]] = {
+    "ddim": lambda corrector_steps: guided_ddim,
+    "ddpm": lambda corrector_steps: guided_ddpm,
+    "heun": lambda corrector_steps: guided_heun,
+    "pcg": PredictorCorrectorGuidance,
+}
+"""How to sample a denoiser by each name, given the corrector steps of a level."""
 TITLES = {"ddim": "DDIM", "ddpm": "DDPM", "flow": "flow matching", "pcg": "PCG"}
 # Images drawn at once, few and many: a sampler compiles once for each, and both divide over 2, 4 and 8 devices.
 _SMALL_BLOCK, _BLOCK = 200, 600
@@ -87,10 +95,6 @@ def film(
 
 
 def _choose(networks: Networks, sampler: str, corrector_steps: int) -> tuple[Trained, Method]:
-    methods: dict[str, tuple[Trained, Method]] = {
-        "ddim": (networks.denoiser, guided_ddim),
-        "ddpm": (networks.denoiser, guided_ddpm),
-        "flow": (networks.flow, guided_euler),
-        "pcg": (networks.denoiser, PredictorCorrectorGuidance(corrector_steps)),
-    }
-    return methods[sampler]
+    if sampler == "flow":
+        return networks.flow, guided_euler
+    return networks.denoiser, METHODS[sampler](corrector_steps)
