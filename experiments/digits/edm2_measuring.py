@@ -72,7 +72,7 @@ def measure(config: Any, run: RunDirectory, trained: TrainedEDM2, judge: judging
     run.arrays(**{f"edm2_{name}": values for name, values in scores.items()})
     if run.stop():
         raise Interrupted
-    _widths(config, run, trained, judge)
+    _widths(config, run, trained, judge, float(scores["frechet"][0]))
     # As many as a block holds, which is compiled already.
     labels = np.arange(_BLOCK) % 10
     shown = draw(trained, labels, sampling_key(run.seed), steps=config.edm2.sampling_steps)
@@ -137,20 +137,20 @@ def _losses(run: RunDirectory, trained: TrainedEDM2, digits: data.Digits) -> Non
     )
 
 
-def _widths(config: Any, run: RunDirectory, trained: TrainedEDM2, judge: judging.Judge) -> None:
+def _widths(config: Any, run: RunDirectory, trained: TrainedEDM2, judge: judging.Judge, measured: float) -> None:
     """Draw the Fréchet distance against the width of the average, each reconstructed from the snapshots."""
-    if not config.edm2.widths:
-        return
     labels = seed_labels(judge.digits, 1, run.seed)[0]
     folder = (run.path if run.source is None else run.source) / "checkpoints" / edm2.SNAPSHOTS
-    distances = []
+    distances = {edm2.WIDTHS[0] if config.ema_width is None else config.ema_width: measured}
     with run.progress(len(config.edm2.widths), "widths of the average") as progress:
         for number, width in enumerate(config.edm2.widths, start=1):
             params = reconstruct(folder, abstract_params(trained.model), width)
             key, steps = sampling_key(run.seed), config.edm2.sampling_steps
-            distances.append(judging.frechet(judge, draw(trained, labels, key, steps=steps, params=params)))
+            distances[width] = judging.frechet(judge, draw(trained, labels, key, steps=steps, params=params))
             progress.update(number)
             if run.stop():
                 raise Interrupted
-    run.arrays(edm2_widths=config.edm2.widths, edm2_width_frechet=distances)
-    edm2_figures.widths(run, config.edm2.widths, distances)
+    widths = sorted(distances)
+    run.arrays(edm2_widths=widths, edm2_width_frechet=[distances[width] for width in widths])
+    if len(widths) > 1:
+        edm2_figures.widths(run, widths, [distances[width] for width in widths])
