@@ -8,7 +8,10 @@ import numpy as np
 
 
 class LevelMetrics:
-    """Sums what `DenoisingUpdate` tells of each interval of noise, and replaces it by one loss for each."""
+    """Sums what `DenoisingUpdate` tells of each interval of noise, and replaces it by one loss for each.
+
+    The sums live with the process: the first line after a resume may be an average over fewer steps.
+    """
 
     def __init__(self, level_edges: Sequence[float]) -> None:
         """Name the intervals between the rising values `level_edges` of ln sigma."""

@@ -7,7 +7,7 @@ digits, beside real digits and beside one Gaussian per class, which a statistic 
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,7 @@ class EDM2Sizes:
     snapshots: int = 16
     """Snapshots of the averages in a training, from which --ema-width makes others."""
     sampling_steps: int = 32
-    """Steps of Heun's method."""
+    """Steps of Heun's method, and of every other sampler of EDM2 on the digits."""
     seeds: int = 4
     """Sampling seeds of its claim."""
     widths: tuple[float, ...] = (0.02, 0.1, 0.2)
@@ -93,9 +93,10 @@ class Config:
     blocks: int = 3
     """Residual blocks."""
     model: Literal["all", "small", "edm2"] = "all"
-    """Networks: edm2, or small ones (two MLPs for the digits, a U-Net for --data, which alone has no all)."""
+    """Networks: edm2, or small ones: two MLPs for the digits, a U-Net for --data; all, with --data, is the U-Net."""
     sampler: Literal["all", "ddim", "ddpm", "flow", "heun", "pcg"] = "all"
-    """What to sample with: all measures the claims, one alone draws the images asked for below; --data has ddim."""
+    """What to sample with: all measures the claims, one alone draws the images asked for below; --data has ddim, EDM2
+    heun too."""
     gamma: float = 1.0
     """Guidance scale of the images asked for: 0 unconditional, 1 conditional, above 1 extrapolates."""
     samples: int = 64
@@ -103,7 +104,7 @@ class Config:
     label: int | None = None
     """Digit (of --data: class, from 0 in the order of their names) asked for; every one in turn where left out."""
     sampling_steps: int = 100
-    """Steps of every sampler, except where their number is what is varied."""
+    """Steps of every sampler of the small networks, except where their number is what is varied."""
     corrector_steps: int = 1
     """Langevin steps of PCG at each noise level."""
     seeds: int = 8
@@ -116,7 +117,7 @@ class Config:
     """Numbers of steps of the curve of quality against steps."""
     pair_seeds: int = 32
     """Sampling seeds of the comparison of PCG with DDPM, whose difference is small."""
-    curve_seeds: int = 3
+    curve_seeds: int = 2
     """Sampling seeds of each point of these curves."""
     edm2: EDM2Sizes = EDM2Sizes()
     """Sizes and training of EDM2."""
@@ -144,6 +145,11 @@ _OF_IMAGES = (
     *("mirror", "accumulate", "workers", "steps_per_transfer"),
 )
 _OF_DIGITS = ("width", "hidden", "blocks", "largest_shift")
+_OF_SMALL = (*_OF_DIGITS, "steps", "batch_size", "learning_rate", "ema_half_life", "sampling_steps")
+_OF_U_NET = (
+    *("learning_rate", "ema_half_life", "conv.width", "conv.multipliers", "conv.blocks"),
+    *("edm2.steps", "edm2.batch_size", "edm2.seeds", "edm2.widths"),
+)
 
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
@@ -169,7 +175,7 @@ PRESET_NOTES = {
 def check(config: Config, run: RunDirectory) -> None:
     """Refuse, before anything is written, what cannot be trained or sampled, and runs that were trained otherwise."""
     _check_numbers(config)
-    _check_heeded(config)
+    _check_heeded(config, model=run.source is None)
     from experiments.digits import edm2, folder, networks
 
     if config.data is not None:
@@ -226,19 +232,40 @@ def _check_numbers(config: Config) -> None:
         raise ValueError("--sampler flow is for the small networks; EDM2 is a denoiser: heun, ddim, ddpm or pcg")
     if config.ema_width is not None and config.model != "edm2":
         raise ValueError("--ema-width is for EDM2, of which a run keeps snapshots; add --model edm2")
+    if config.label_dropout == 0 and config.gamma != 1:
+        raise ValueError(
+            f"--gamma {config.gamma:g} takes a network that has seen hidden labels; drop --label-dropout 0"
+        )
     if config.data is None and config.label is not None and not 0 <= config.label <= 9:
         raise ValueError(f"--label must be a digit from 0 to 9, got {config.label}")
     if not config.scales or not config.step_counts or min(config.step_counts) < 1:
         raise ValueError("--scales and --step-counts take at least one value, and a number of steps is at least 1")
 
 
-def _check_heeded(config: Config) -> None:
-    """Refuse what was asked of a network or of data that this run does not have."""
+def _check_heeded(config: Config, *, model: bool) -> None:
+    """Refuse what was asked of a network or of data that this run does not have.
+
+    Args:
+        config: the settings.
+        model: whether to look at the networks' own options too; those of another run come along with it.
+    """
     if config.data is None:
-        names, base, why = _OF_IMAGES, [Config()], "images of your own; name their folder with --data, or drop it"
+        _refuse(config, _OF_IMAGES, [Config()], "images of your own; name their folder with --data, or drop it")
     else:
         # A preset sets some of the digits' sizes, which nobody has asked for.
-        names, base, why = _OF_DIGITS, list(PRESETS.values()), "the digits; drop it, the options --conv are for --data"
+        why = "the digits; drop it, the options --conv are for --data"
+        _refuse(config, _OF_DIGITS, list(PRESETS.values()), why)
+    if not model:
+        return
+    if config.model == "edm2":
+        names = _OF_SMALL if config.data is None else _OF_U_NET
+        _refuse(config, names, list(PRESETS.values()), "the small networks; see --edm2, or drop --model edm2")
+    elif config.model == "small" or config.data is not None:
+        names = [f"edm2.{field.name}" for field in dataclasses.fields(EDM2Sizes)]
+        _refuse(config, names, list(PRESETS.values()), "EDM2; add --model edm2, or drop it")
+
+
+def _refuse(config: Config, names: Sequence[str], base: Sequence[Config], why: str) -> None:
     for name in names:
         field = attrgetter(name)
         if field(config) not in [field(preset) for preset in base]:

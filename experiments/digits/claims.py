@@ -112,16 +112,16 @@ CLAIMS = (
     ),
     Claim(
         "M14",
-        "EDM2 has learned: its weighted loss on held-out digits, over the noise of training, lies below that of a "
-        "network that predicts 0",
+        "EDM2 has learned: the weighted loss of one trained network on 8 groups of held-out digits, over the noise of "
+        "training, lies below that of a network whose output is 0",
         source=_EDM2,
         rule="order",
         reference=0.0,
     ),
     Claim(
         "M15",
-        "EDM2, Heun's method: the Fréchet distance to held-out digits on a classifier's features is smaller than that "
-        "of as many samples of one Gaussian per class, clipped alike",
+        "one trained EDM2, Heun's method: the Fréchet distance to held-out digits on a classifier's features is "
+        "smaller than that of as many samples of one Gaussian per class, clipped alike",
         source=_EDM2,
         rule="order",
         reference=0.0,

@@ -1,5 +1,7 @@
 """EDM2 on the digits: trained here, resumed, or taken from the run that `--from` names, at any width of its average."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +21,12 @@ from jaxgen.training import (
     CheckpointError,
     Checkpoints,
     Snapshots,
+    check_reach,
+    gathered,
     read_config,
     reconstruct,
     restore_params,
+    snapshot_times,
     width_to_exponent,
 )
 from jaxgen.typing import Params
@@ -68,13 +73,44 @@ def check(config: Any, run: RunDirectory) -> None:
     """
     model(config)
     recipe(config)
-    if config.ema_width is not None:
-        width_to_exponent(config.ema_width)
+    for width in config.edm2.widths:
+        width_to_exponent(width)
     check_divides(run, **{"edm2.batch_size": config.edm2.batch_size})
+    widths = (*(config.edm2.widths if config.sampler == "all" else ()), config.ema_width)
+    source = None if run.source is None else run.source / "checkpoints" / SNAPSHOTS
+    check_widths(widths, config.edm2.steps, snapshot_every(config), source)
     if run.source is not None:
-        made = read_config(run.source / "checkpoints" / NAME, step=config.edm2.steps)
+        folder = run.source / "checkpoints"
+        stored = configuration.read_run(run.source)["config"]
+        if found := configuration.differences({"edm2": trained_with(stored)}, {"edm2": _sizes(config)}):
+            raise ValueError(f"--from {run.source} takes its EDM2 as it is, but {'; '.join(found)}")
+        made = read_config(folder / NAME, step=config.edm2.steps)
         if found := configuration.differences({"edm2": made.get("edm2")}, {"edm2": _sizes(config)}):
             raise CheckpointError(f"{run.source} holds an EDM2 of other settings: {'; '.join(found)}")
+
+
+def check_widths(widths: Sequence[float | None], step: int, every: int, source: Path | None) -> None:
+    """Refuse widths of averages that the snapshots of a training will not give, or those of another run do not.
+
+    Args:
+        widths: what is asked for; None asks for nothing.
+        step: the last step of the training.
+        every: steps between its snapshots.
+        source: the folder of snapshots of the run to sample from, if there is one.
+
+    Raises:
+        ValueError: a width is out of range, or out of reach of the snapshots.
+        CheckpointError: there are no snapshots of the whole training.
+    """
+    if not (wanted := [width for width in widths if width is not None]):
+        return
+    times = sorted({*range(every, step + 1, every), step}) if source is None else snapshot_times(source)
+    if step not in times:
+        raise CheckpointError(
+            f"{source} has no snapshot of step {step}, only {list(times)}; it serves no other average"
+        )
+    for width in wanted:
+        check_reach(times, WIDTHS, step, width)
 
 
 def obtain(config: Any, run: RunDirectory) -> TrainedEDM2:
@@ -93,8 +129,14 @@ def obtain(config: Any, run: RunDirectory) -> TrainedEDM2:
         params = restore_params(folder / NAME, like, field="ema.averages.0", step=step)
         variables = restore_params(folder / NAME, abstract_variables(model(config)), field="variables", step=step)
     if config.ema_width is not None:
-        params = reconstruct(folder / SNAPSHOTS, abstract_params(model(config)), config.ema_width)
-    return TrainedEDM2(model(config), params, variables, scaling, mesh_of(run))
+        params = averaged(config, folder, config.ema_width)
+    # On the host: what is used with them lies on one device here, and on a mesh there.
+    return TrainedEDM2(model(config), gathered(params), gathered(variables), scaling, mesh_of(run))
+
+
+def averaged(config: Any, checkpoints: Path, width: float) -> Params:
+    """Return the average of that width, from the snapshots of a run."""
+    return reconstruct(checkpoints / SNAPSHOTS, abstract_params(model(config)), width, step=config.edm2.steps)
 
 
 def _train(config: Any, run: RunDirectory, digits: data.Digits, scaling: Scaling) -> tuple[Params, Any]:
@@ -170,5 +212,12 @@ def recipe(config: Any, **options: Any) -> EDM2Recipe:
     )
 
 
-def _sizes(config: Any) -> Any:
-    return {**configuration.to_json(config)["edm2"], "label_dropout": config.label_dropout}
+def _sizes(config: Any) -> dict[str, Any]:
+    return trained_with(configuration.to_json(config))
+
+
+def trained_with(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the network depends on, out of a configuration as JSON."""
+    sizes = stored.get("edm2", {})
+    kept = {name: value for name, value in sizes.items() if name not in ("sampling_steps", "seeds", "widths")}
+    return {**kept, "label_dropout": stored.get("label_dropout")}

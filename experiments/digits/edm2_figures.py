@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from experiments import plots
 from experiments.digits import data
-from experiments.digits.edm2 import NAME, OBJECTIVE
+from experiments.digits.edm2 import NAME
 from experiments.run_directory import RunDirectory
 from jaxgen.pipelines import LevelLosses
 
@@ -29,7 +29,7 @@ def losses(run: RunDirectory, sigmas: np.ndarray, found: Mapping[str, LevelLosse
             mean, error = of.network.mean(axis=1), of.network.std(axis=1, ddof=1) / np.sqrt(of.network.shape[1])
             axes.errorbar(sigmas, mean, yerror(mean, error), fmt="o-", markersize=3, label=f"{name} digits")
         axes.plot(sigmas, np.exp(uncertainty), "--", label="expected, $e^u$")
-        axes.plot(sigmas, found["held-out"].zero.mean(axis=1), ":", color="0.5", label="predicting 0")
+        axes.plot(sigmas, found["held-out"].zero.mean(axis=1), ":", color="0.5", label="output 0")
         axes.set(xscale="log", yscale="log", xlabel="noise level sigma, data have 0.5", ylabel="weighted loss")
         axes.legend()
     caption = (
@@ -57,16 +57,20 @@ def widths(run: RunDirectory, of: Sequence[float], distances: Sequence[float]) -
     run.figure("edm2_width", figure, caption)
 
 
-def training(run: RunDirectory) -> None:
-    """Draw the training loss of each interval of noise; nothing where the network is another run's."""
+def training(run: RunDirectory, prefix: str = f"{NAME}_") -> None:
+    """Draw the training loss of each interval of noise; nothing where the network is another run's.
+
+    Args:
+        run: whose `metrics.jsonl` is read, and whose figure it becomes.
+        prefix: what the names of the metrics begin with.
+    """
     path = run.path / "metrics.jsonl"
     if not run.writes or not path.exists():
         return
-    lines = [line for line in map(json.loads, path.read_text().splitlines()) if f"{NAME}_loss" in line]
-    names = sorted({name for line in lines for name in line if name.startswith(f"{NAME}_loss_sigma_")}, key=_lowest)
+    lines = [line for line in map(json.loads, path.read_text().splitlines()) if f"{prefix}loss" in line]
+    names = sorted({name for line in lines for name in line if name.startswith(f"{prefix}loss_sigma_")}, key=_lowest)
     if not names:
         return
-    edges = [0.0, *np.exp(OBJECTIVE.level_edges(len(names))), np.inf]
     with plots.style():
         figure = Figure(figsize=(6.2, 3.2))
         axes = figure.subplots()
@@ -75,7 +79,7 @@ def training(run: RunDirectory) -> None:
             window = max(len(points) // 40, 1)
             smooth = np.convolve(points[:, 1], np.ones(window) / window, "valid")
             colour = matplotlib_colour(index / max(len(names) - 1, 1))
-            label = f"{edges[index]:.2g} to {edges[index + 1]:.2g}"
+            label = name.split("_sigma_")[1].replace("_", " ")
             axes.plot(points[window - 1 :, 0], smooth, color=colour, label=label, linewidth=1.0)
         axes.set(xlabel="training step", ylabel="weighted loss, moving average", yscale="log")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", title="sigma")

@@ -13,9 +13,7 @@ from experiments.digits.edm2 import TrainedEDM2
 from experiments.digits.sampling import METHODS, sampling_key, seed_labels
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.diffusion import sigma_grid
-from jaxgen.models import abstract_params
 from jaxgen.pipelines import generate_images, loss_by_level
-from jaxgen.training import reconstruct
 from jaxgen.typing import Params
 
 _BLOCK = 200
@@ -68,7 +66,11 @@ def measure(config: Any, run: RunDirectory, trained: TrainedEDM2, judge: judging
     _distances(config, run, judge, samples, time.perf_counter() - began)
     scores = judging.score_all(judge, samples, labels)
     told = [f"{title} {judging.told(scores[name])}" for name, title in judging.NAMES.items()]
-    run.note(f"EDM2, Heun with {config.edm2.sampling_steps} steps (mean and standard deviation): {', '.join(told)}.")
+    width = edm2.WIDTHS[0] if config.ema_width is None else config.ema_width
+    run.note(
+        f"EDM2, average of width {width:g}, Heun with {config.edm2.sampling_steps} steps (mean and standard "
+        f"deviation): {', '.join(told)}."
+    )
     run.arrays(**{f"edm2_{name}": values for name, values in scores.items()})
     if run.stop():
         raise Interrupted
@@ -91,13 +93,18 @@ def _distances(config: Any, run: RunDirectory, judge: judging.Judge, samples: np
         found["class Gaussians, not clipped"].append(judging.plain_frechet(judge, gaussian, clip=False))
     found["EDM2"] = [judging.plain_frechet(judge, of) for of in samples]
     cell = Cell("Heun", values=found["class Gaussians"], control=found["EDM2"], paired=False)
-    run.record("M15", [cell], seconds=seconds, scale="full" if run.preset != "ci" else "reduced")
+    run.record("M15", [cell], seconds=seconds, scale=_scale(run))
     told = [f"{name} {judging.told(np.asarray(values))}" for name, values in found.items()]
     run.note(
         f"Plain Fréchet distance on the classifier's features, {len(judge.digits.held_out)} images each (mean and "
-        f"standard deviation): {', '.join(told)}. It cannot tell Gaussians that are not clipped from real digits."
+        f"standard deviation): {', '.join(told)}. Mind the last row but one: what is no digit may come as close as "
+        "digits do."
     )
     run.arrays(**{f"plain_frechet_{name.split(',')[-1].strip().replace(' ', '_')}": of for name, of in found.items()})
+
+
+def _scale(run: RunDirectory) -> str:
+    return "reduced" if run.preset == "ci" else "full"
 
 
 def _losses(run: RunDirectory, trained: TrainedEDM2, digits: data.Digits) -> None:
@@ -118,7 +125,8 @@ def _losses(run: RunDirectory, trained: TrainedEDM2, digits: data.Digits) -> Non
     held_out = found["held-out"]
     groups = [np.array_split(of.mean(axis=0), _GROUPS) for of in (held_out.zero, held_out.network)]
     zero, network = ([group.mean() for group in of] for of in groups)
-    run.record("M14", [Cell("held-out digits", values=zero, control=network)], seconds=time.perf_counter() - began)
+    cell = Cell(f"{_GROUPS} groups of held-out digits", values=zero, control=network)
+    run.record("M14", [cell], seconds=time.perf_counter() - began, scale=_scale(run))
     weights = {"params": trained.params, **trained.variables}
     conditions = np.asarray(objective.condition(levels), np.float32)
     uncertainty = np.asarray(trained.model.apply(weights, conditions, method=trained.model.log_variance))
@@ -133,18 +141,18 @@ def _losses(run: RunDirectory, trained: TrainedEDM2, digits: data.Digits) -> Non
     means = {name: of.network.mean() for name, of in found.items()}
     run.note(
         f"EDM2's weighted loss, mean over the noise of training: {means['training']:.3f} on the training digits and "
-        f"{means['held-out']:.3f} on held-out ones, where predicting 0 has {held_out.zero.mean():.3f}."
+        f"{means['held-out']:.3f} on held-out ones, where an output of 0 has {held_out.zero.mean():.3f}."
     )
 
 
 def _widths(config: Any, run: RunDirectory, trained: TrainedEDM2, judge: judging.Judge, measured: float) -> None:
     """Draw the Fréchet distance against the width of the average, each reconstructed from the snapshots."""
     labels = seed_labels(judge.digits, 1, run.seed)[0]
-    folder = (run.path if run.source is None else run.source) / "checkpoints" / edm2.SNAPSHOTS
+    folder = (run.path if run.source is None else run.source) / "checkpoints"
     distances = {edm2.WIDTHS[0] if config.ema_width is None else config.ema_width: measured}
     with run.progress(len(config.edm2.widths), "widths of the average") as progress:
         for number, width in enumerate(config.edm2.widths, start=1):
-            params = reconstruct(folder, abstract_params(trained.model), width)
+            params = edm2.averaged(config, folder, width)
             key, steps = sampling_key(run.seed), config.edm2.sampling_steps
             distances[width] = judging.frechet(judge, draw(trained, labels, key, steps=steps, params=params))
             progress.update(number)

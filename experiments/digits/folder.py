@@ -11,8 +11,10 @@ from jax.experimental import multihost_utils
 
 from experiments import plots
 from experiments.devices import check_divides, mesh_of
+from experiments.digits import edm2_figures
 from experiments.digits import folder_network as network
 from experiments.digits.claims import CLAIMS
+from experiments.digits.edm2 import check_widths
 from experiments.level_metrics import LevelMetrics
 from experiments.metric_lines import metric_lines
 from experiments.run_directory import Interrupted, RunDirectory
@@ -39,7 +41,6 @@ from jaxgen.training import (
     restore_params,
     streamed,
     utilisation,
-    width_to_exponent,
 )
 from jaxgen.training.image_records import record_files
 from jaxgen.typing import Params
@@ -71,8 +72,6 @@ def check(config: Any, run: RunDirectory) -> None:
         raise ValueError(
             f"--sampler {config.sampler} is of the digits; with --data images are drawn by ddim, of EDM2 by heun"
         )
-    if config.ema_width is not None:
-        width_to_exponent(config.ema_width)
     for name in ("accumulate", "steps_per_transfer"):
         if getattr(config, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
@@ -82,6 +81,8 @@ def check(config: Any, run: RunDirectory) -> None:
     network.model(config, 1)
     network.recipe(config)
     _check_mesh(config, run)
+    snapshots = None if run.source is None else run.source / "checkpoints" / _SNAPSHOTS
+    check_widths([config.ema_width], config.steps, network.snapshot_every(config) or config.steps, snapshots)
     if run.source is None:
         _check_label(config, _most_classes(config.data))
     else:
@@ -136,6 +137,8 @@ def run_folder(config: Any, run: RunDirectory) -> None:
     """
     trained = _restored(config, run.source) if run.source is not None else _train(config, run)
     _draw(config, run, trained)
+    if network.kind(config) == "edm2":
+        edm2_figures.training(run, prefix="")
     for claim in CLAIMS:
         run.not_run(claim.id, "the claims are of scikit-learn's digits, and this run is of the images of --data")
 
@@ -185,8 +188,12 @@ def _train(config: Any, run: RunDirectory) -> Trained:
         raise Interrupted
     params, variables = gathered(averaged_params(state.ema)), gathered(state.variables)
     if config.ema_width is not None:
-        params = reconstruct(run.checkpoints / _SNAPSHOTS, abstract_params(model), config.ema_width)
+        params = gathered(_averaged(config, run.checkpoints, model))
     return Trained(model, params, variables, images.classes)
+
+
+def _averaged(config: Any, checkpoints: Path, model: EDM2 | ImageConv) -> Params:
+    return reconstruct(checkpoints / _SNAPSHOTS, abstract_params(model), config.ema_width, step=config.steps)
 
 
 def _share() -> Share | None:
@@ -238,7 +245,7 @@ def _restored(config: Any, source: Path) -> Trained:
     )
     variables = restore_params(folder, abstract_variables(model), field="variables", step=config.steps)
     if config.ema_width is not None:
-        params = reconstruct(source / "checkpoints" / _SNAPSHOTS, abstract_params(model), config.ema_width)
+        params = _averaged(config, source / "checkpoints", model)
     else:
         params = restore_params(folder, abstract_params(model), field=average, step=config.steps)
     return Trained(model, params, variables, classes)

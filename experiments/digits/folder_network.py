@@ -47,6 +47,7 @@ def _of_training(config: Any, asked: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: asked.get(name) for name in _TRAINED[kind(config)]}
     if isinstance(sizes := found.get("edm2"), Mapping):
         found["edm2"] = {name: value for name, value in sizes.items() if name not in _NOT_TRAINED}
+        found["conv.dtype"] = asked.get("conv", {}).get("dtype")
     return found
 
 

@@ -167,8 +167,21 @@ def train_on_batches(
     """
     _check_model(model, recipe, mesh)
     _check_batches(model, batches, recipe, latents)
+    if snapshots is not None and snapshots.widths != getattr(recipe, "ema_widths", ()):
+        raise ValueError(
+            f"the snapshots are of averages of widths {snapshots.widths}, but the recipe has "
+            f"{getattr(recipe, 'ema_widths', 'another average')}; give both the same"
+        )
     return fit(
-        DenoisingUpdate(model, objective, recipe.optimisation(), recipe.mirror, recipe.accumulate, tuple(level_edges)),
+        DenoisingUpdate(
+            model,
+            objective,
+            recipe.optimisation(),
+            mirror=recipe.mirror,
+            accumulate=recipe.accumulate,
+            level_edges=tuple(level_edges),
+            latents=latents,
+        ),
         initial_state(model, recipe, key),
         recipe.hyperparameters(),
         batches,
@@ -228,6 +241,8 @@ def _check_batches(
     model: ImageNetwork, batches: Batches, recipe: TrainingRecipe, latents: LatentScaling | None
 ) -> None:
     batch = jax.eval_shape(batches.select, batches.load(0, 1), jax.ShapeDtypeStruct((), jnp.int32))
+    if latents is not None and recipe.mirror:
+        raise ValueError("mirror is for images: a mirrored latent is none of the mirrored image; store these as well")
     *sides, channels = model.config.image_shape
     expected = (recipe.batch_size, *sides, channels if latents is None else 2 * channels)
     if batch["image"].shape != expected or batch["label"].shape != expected[:1]:

@@ -34,10 +34,10 @@ from jaxgen.training.mesh import (
 )
 from jaxgen.training.metrics import Asynchronous, MetricWriter, TensorBoard
 from jaxgen.training.pace import Timing
-from jaxgen.training.posthoc_ema import combine, posthoc_coefficients, profile_product
+from jaxgen.training.posthoc_ema import combine, posthoc_coefficients, profile_error, profile_product
 from jaxgen.training.power_ema import PowerEmaState, exponent_to_width, power_ema, width_to_exponent
 from jaxgen.training.scan import Share
-from jaxgen.training.snapshots import Snapshots, reconstruct, snapshot_times
+from jaxgen.training.snapshots import Snapshots, check_reach, reconstruct, snapshot_times
 from jaxgen.training.span import Metrics, Update, run_span
 from jaxgen.training.state import SEED_AXES, TrainState, create
 from jaxgen.training.stream import Examples, Streamed, streamed
@@ -77,6 +77,7 @@ __all__ = [
     "batch_sharding",
     "best_step",
     "check_batch",
+    "check_reach",
     "combine",
     "count_flops",
     "create",
@@ -100,6 +101,7 @@ __all__ = [
     "place",
     "posthoc_coefficients",
     "power_ema",
+    "profile_error",
     "profile_product",
     "read_config",
     "reconstruct",

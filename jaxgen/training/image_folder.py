@@ -160,19 +160,27 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry]]:
                     continue
                 if entry.is_dir(follow_symlinks=False):
                     prefixes.append(f"{prefix}{entry.name}/")
-                elif entry.is_symlink() and entry.is_dir():
+                elif _links_to_folder(entry):
                     yield f"{prefix}{entry.name}/", entry
                 elif entry.name.lower().endswith(_SUFFIXES):
                     yield prefix + entry.name, entry
 
 
+def _links_to_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_symlink() and entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
 def _status(entry: os.DirEntry, root: Path) -> os.stat_result:
     try:
+        # First, since a link that leads to itself fails here by an error that says so.
+        status = entry.stat()
         if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(root.resolve()):
             raise DamagedImageError("is a link that leads out of the folder")
-        if entry.is_symlink() and entry.is_dir():
+        if stat.S_ISDIR(status.st_mode):
             raise DamagedImageError("is a link to a folder, which is not followed")
-        status = entry.stat()
     except OSError as error:
         raise unreadable(error) or error from error
     if not stat.S_ISREG(status.st_mode):

@@ -77,6 +77,38 @@ def posthoc_coefficients(
     return coefficients
 
 
+def profile_error(
+    coefficients: Float64[np.ndarray, " pairs"],
+    times: Numbers,
+    widths: Numbers,
+    target_time: float | int,
+    target_width: float,
+) -> float:
+    """Measure how far the profile of a combination is from the wanted one, in L2 and relative to the size of that.
+
+    0 is the wanted average itself. About 1 is another average altogether: of another width, or of a time long before.
+
+    Args:
+        coefficients: as `posthoc_coefficients` returned them.
+        times: see there, and so are all others.
+        widths: see there.
+        target_time: see there.
+        target_width: see there.
+
+    >>> stored = [1, 2, 3, 4], [0.1, 0.1, 0.1, 0.1]
+    >>> [round(profile_error(posthoc_coefficients(*stored, 4, width), *stored, 4, width), 2) for width in (0.1, 0.2)]
+    [0.0, 0.44]
+    """
+    used = np.flatnonzero(coefficients)
+    kept, stored = coefficients[used], np.asarray(times, np.float64)[used] / target_time
+    gammas = np.array([width_to_exponent(width) for width in np.asarray(widths, np.float64)[used].tolist()])
+    target = width_to_exponent(target_width)
+    products = profile_product(stored[:, None], gammas[:, None], stored[None], gammas[None])
+    size = float(profile_product(1.0, target, 1.0, target))
+    square = float(kept @ products @ kept - 2.0 * kept @ profile_product(stored, gammas, 1.0, target) + size)
+    return float(np.sqrt(max(square, 0.0) / size))
+
+
 def _solve(times: Float64[np.ndarray, " pairs"], gammas: Float64[np.ndarray, " pairs"], target: float) -> np.ndarray:
     """Solve the normal equations of the nearest profile, for times relative to the target's, and divide by the sum."""
     products = profile_product(times[:, None], gammas[:, None], times[None], gammas[None])

@@ -10,10 +10,13 @@ from jaxtyping import PyTree
 
 from jaxgen.training.checkpoints import Checkpoints, read_config, restore_each, written_steps
 from jaxgen.training.fitting import CheckpointError, compare_configs
-from jaxgen.training.posthoc_ema import combine, posthoc_coefficients
+from jaxgen.training.posthoc_ema import combine, posthoc_coefficients, profile_error
 from jaxgen.training.power_ema import PowerEmaState, width_to_exponent
 from jaxgen.training.tree_paths import host_value
 from jaxgen.typing import Params
+
+# A profile that is farther from the wanted one than this share of its size is another average.
+_FARTHEST = 0.2
 
 
 class _Snapshot(NamedTuple):
@@ -46,8 +49,9 @@ class Snapshots:
         settings = {"widths": list(self.widths), "run": json.loads(json.dumps(dict(config or {})))}
         self._checkpoints = Checkpoints(self.path, config=settings, keep=None)
         try:
-            if self.steps:
-                compare_configs(self.path, read_config(self.path), settings)
+            # One that is damaged says nothing; where it is needed again, `save` sets it aside.
+            if good := next((step for step in reversed(self.steps) if self._checkpoints.holds(step)), None):
+                compare_configs(self.path, read_config(self.path, step=good), settings)
         except CheckpointError:
             self._checkpoints.close()
             raise
@@ -118,6 +122,35 @@ def snapshot_times(path: str | Path) -> tuple[int, ...]:
     return written_steps(path)
 
 
+def check_reach(times: Sequence[int], widths: Sequence[float], target_time: int, target_width: float) -> np.ndarray:
+    """Return the coefficients of a reconstruction, or refuse it where it would be of another average.
+
+    Args:
+        times: the steps of the snapshots, each of which holds an average of every width.
+        widths: these widths.
+        target_time: the step for which to reconstruct.
+        target_width: the width to reconstruct.
+
+    Returns:
+        One for each snapshot and width, `[times, widths]`.
+
+    Raises:
+        ValueError: if the profile of the nearest combination is off by more than a fifth (see `profile_error`):
+            between two snapshots, after few of them, and for widths too far from theirs. Also as
+            `posthoc_coefficients`.
+    """
+    pairs = np.repeat(times, len(widths)), np.tile(widths, len(times))
+    coefficients = posthoc_coefficients(*pairs, target_time, target_width)
+    missing = profile_error(coefficients, *pairs, target_time, target_width)
+    if missing > _FARTHEST:
+        raise ValueError(
+            f"width {target_width:g} at step {target_time} is out of reach of {len(times)} snapshots of widths "
+            f"{', '.join(f'{width:g}' for width in widths)}: the nearest average misses {missing:.0%} of it, at most "
+            f"{_FARTHEST:.0%} are allowed; keep more snapshots, or ask for a nearer width at the step of one of them"
+        )
+    return coefficients.reshape(len(times), len(widths))
+
+
 def reconstruct(path: str | Path, like: Params, width: float, *, step: int | None = None) -> Params:
     """Combine the snapshots of a run into the average of another width (Karras et al. 2024, section 3.2).
 
@@ -136,7 +169,7 @@ def reconstruct(path: str | Path, like: Params, width: float, *, step: int | Non
         The average, where `like` lies, in the dtypes of the parameters.
 
     Raises:
-        ValueError: if `width` or `step` is out of range, or rounding would outweigh the result.
+        ValueError: if `width` or `step` is out of range, or out of reach of the snapshots (see `check_reach`).
         CheckpointError: if there are no snapshots or they are of other parameters; `CheckpointDamagedError`, naming
             it, if one that is needed is damaged.
     """
@@ -149,9 +182,8 @@ def reconstruct(path: str | Path, like: Params, width: float, *, step: int | Non
         raise ValueError(f"step must lie in [{steps[0]}, {steps[-1]}], from the first snapshot to the last, got {step}")
     used = [time for time in steps if time <= target]
     widths = read_config(path, step=used[-1])["widths"]
-    times = np.repeat(used, len(widths))
-    coefficients = posthoc_coefficients(times, np.tile(widths, len(used)), target, width)
-    table = dict(zip(used, coefficients.reshape(len(used), len(widths)), strict=True))
+    coefficients = check_reach(used, widths, target, width)
+    table = dict(zip(used, coefficients, strict=True))
     return combine(coefficients[coefficients != 0], _averages(path, like, table))
 
 

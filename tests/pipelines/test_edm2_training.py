@@ -9,18 +9,20 @@ from commands import hastily_compiled
 from programs import PLATFORMS
 
 from jaxgen.diffusion import draw_log_normal_level
-from jaxgen.models import EDM2, EDM2Config, abstract_params, edm2_config, project_weights
+from jaxgen.models import EDM2, EDM2Config, ImageMLP, ImageMLPConfig, abstract_params, edm2_config, project_weights
 from jaxgen.pipelines import (
     DenoisingUpdate,
     EDM2Recipe,
     EDMObjective,
+    LatentScaling,
     Recipe,
     generate_images,
     guided_heun,
     initial_state,
     train_diffusion,
+    train_on_batches,
 )
-from jaxgen.training import Snapshots, make_mesh, reconstruct, stepped_inverse_root_rate
+from jaxgen.training import Snapshots, in_memory, make_mesh, reconstruct, stepped_inverse_root_rate
 
 MODEL = EDM2(EDM2Config((4, 4, 1), 3, width=4, multipliers=(1, 2), blocks=1, attention_sides=(2,), channels_per_head=4))
 RECIPE = EDM2Recipe(steps=4, batch_size=8, learning_rate=0.02, reference_batches=2.0, ramp_images=16.0)
@@ -214,6 +216,38 @@ def test_the_law_of_the_other_paper_is_one_field_away():
         rates.append(float(state.hyperparams["learning_rate"]))
     # 0, 8, 16 and 24 images seen, 16 of which are the reference: at 24 the root of 4 * 1.5.
     np.testing.assert_allclose(rates, [0.02, 0.02, 0.02, 0.02 / 6**0.5], rtol=1e-6)
+
+
+def test_stored_latents_are_drawn_and_scaled_in_each_step():
+    model = ImageMLP(ImageMLPConfig(image_shape=(4, 4, 2), num_classes=3, width=8, hidden=8, blocks=1))
+    recipe = Recipe(steps=4, batch_size=8, largest_shift=0.0)
+    scaling = LatentScaling((1.0, -2.0), (4.0, 2.0))
+    state = initial_state(model, recipe, jax.random.key(0))
+    mean = RANDOM.normal(size=(8, 4, 4, 2)).astype(np.float32)
+
+    def loss(image, latents, step=0):
+        update = jax.jit(DenoisingUpdate(model, OBJECTIVE, recipe.optimisation(), latents=latents))
+        batch = {"image": jnp.asarray(image, jnp.float32), "label": BATCH["label"]}
+        return float(update(state._replace(step=jnp.int32(step)), recipe.hyperparameters(), batch)[1]["loss"])
+
+    sure = np.concatenate([mean, np.zeros_like(mean)], axis=-1)
+    spread = np.concatenate([mean, np.full_like(mean, 3.0)], axis=-1)
+    scaled = (mean - [1.0, -2.0]) * 0.5 / [4.0, 2.0]
+    for step in (0, 1):
+        np.testing.assert_allclose(loss(sure, scaling, step), loss(scaled, None, step), rtol=1e-5)
+        assert abs(loss(spread, scaling, step) - loss(sure, scaling, step)) > 1e-3
+
+
+def test_batches_of_latents_have_twice_the_channels():
+    model = ImageMLP(ImageMLPConfig(image_shape=(4, 4, 2), num_classes=3, width=8, hidden=8, blocks=1))
+    batches = in_memory(
+        {"image": np.zeros((8, 4, 4, 2), np.float32), "label": np.zeros(8, np.int32)}, 8, jax.random.key(0)
+    )
+    recipe = Recipe(steps=4, batch_size=8, largest_shift=0.0)
+    with pytest.raises(ValueError, match=r"a batch must hold images \(8, 4, 4, 4\)"):
+        train_on_batches(
+            model, OBJECTIVE, batches, jax.random.key(0), recipe, latents=LatentScaling((0.0,) * 2, (1.0,) * 2)
+        )
 
 
 @pytest.mark.slow

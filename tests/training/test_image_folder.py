@@ -100,6 +100,15 @@ def test_damaged_files_are_named_counted_and_left_out(classes):
     np.testing.assert_allclose(greys(folder), [10, 20, 30, 40, 40], atol=1)
 
 
+def test_a_link_that_leads_to_itself_is_damaged_and_no_crash(tmp_path):
+    save(tmp_path / "a.png")
+    for name in ("self.png", "self"):
+        (tmp_path / name).symlink_to(name)
+    with pytest.warns(RuntimeWarning, match="1 of 2 images"):
+        folder = image_folder(tmp_path, 4)
+    assert folder.damaged == (Damage("self.png", "cannot be read: Too many levels of symbolic links"),)
+
+
 def test_nothing_to_train_on_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         image_folder(tmp_path, 4)

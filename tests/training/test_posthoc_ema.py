@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from threadpoolctl import threadpool_limits
 
-from jaxgen.training import combine, make_mesh, posthoc_coefficients, profile_product, width_to_exponent
+from jaxgen.training import combine, make_mesh, posthoc_coefficients, profile_error, profile_product, width_to_exponent
 
 WIDTHS = [0.05, 0.1]
 
@@ -202,3 +202,21 @@ def test_coefficients_and_trees_have_to_be_as_many():
         combine([1.0], [tree, tree])
     with pytest.raises(ValueError, match=r"different shapes, \(2,\) and \(1,\)"):
         combine([0.5, 0.5], [tree, {"w": np.ones(1, np.float32)}])
+
+
+def test_the_error_of_a_profile_is_that_of_quadrature():
+    times, widths = [1.0, 1.0, 2.0, 2.0], [0.05, 0.1, 0.05, 0.1]
+    grid = (np.arange(400_000) + 0.5) / 200_000  # midpoints of [0, 2]
+    for target_time, target_width in ((2.0, 0.15), (2.0, 0.03), (1.5, 0.1)):
+        coefficients = posthoc_coefficients(times, widths, target_time, target_width)
+
+        def profile(time, width):
+            gamma = width_to_exponent(width)
+            return np.where(grid <= time, (gamma + 1) / time * (grid / time) ** gamma, 0.0)
+
+        wanted = profile(target_time, target_width)
+        made = sum(c * profile(t, w) for c, t, w in zip(coefficients, times, widths, strict=True))
+        expected = np.sqrt(np.sum((made - wanted) ** 2) / np.sum(wanted**2))
+        found = profile_error(coefficients, times, widths, target_time, target_width)
+        np.testing.assert_allclose(found, expected, rtol=1e-4)  # of the quadrature, at the jumps
+    assert profile_error(np.array([0.0, 0.0, 0.0, 1.0]), times, widths, 2.0, 0.1) < 1e-7

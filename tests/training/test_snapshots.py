@@ -102,15 +102,15 @@ def test_a_stored_width_and_time_is_the_stored_average_to_the_bit(sine):
         np.testing.assert_array_equal(reconstruct(path, SINE, width, step=300), stored)
 
 
-def test_a_step_between_snapshots_is_reconstructed_from_those_before_it(sine):
+def test_an_earlier_step_is_reconstructed_from_the_snapshots_up_to_it(sine):
     times = np.repeat([100, 200, 300], 2)
-    coefficients = posthoc_coefficients(times, np.tile(WIDTHS, 3), 350, 0.12)
+    coefficients = posthoc_coefficients(times, np.tile(WIDTHS, 3), 300, 0.12)
     averages = [
         float(restore_params(sine[0], SINE, field=f"averages.{index}", step=step))
         for step in (100, 200, 300)
         for index in range(2)
     ]
-    np.testing.assert_allclose(reconstruct(sine[0], SINE, 0.12, step=350), coefficients @ averages, rtol=1e-6)
+    np.testing.assert_allclose(reconstruct(sine[0], SINE, 0.12, step=300), coefficients @ averages, rtol=1e-6)
 
 
 def test_averages_are_held_one_at_a_time_and_only_those_that_count_are_read(sine, monkeypatch):
@@ -126,8 +126,15 @@ def test_averages_are_held_one_at_a_time_and_only_those_that_count_are_read(sine
     monkeypatch.setattr(checkpoints, "_read_field", watched)
     reconstruct(sine[0], SINE, 0.1, step=500)
     assert read == ["500.averages.1"]
-    reconstruct(sine[0], SINE, 0.2, step=250)
+    reconstruct(sine[0], SINE, 0.08, step=200)
     assert read[1:] == ["100.averages.0", "100.averages.1", "200.averages.0", "200.averages.1"]
+
+
+@pytest.mark.parametrize(("width", "step"), [(0.08, 250), (0.28, 800), (0.12, 101), (0.005, 800)])
+def test_an_average_that_the_snapshots_do_not_reach_is_refused(sine, width, step):
+    # Between two snapshots the recent past is missing; 0.28 is far wider than what is stored, 0.005 far narrower.
+    with pytest.raises(ValueError, match=f"width {width} at step {step} is out of reach of . snapshots .* at most 20%"):
+        reconstruct(sine[0], SINE, width, step=step)
 
 
 def test_settings_are_named_beside_the_averages_and_nothing_else_is_stored(sine):

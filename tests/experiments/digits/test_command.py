@@ -15,8 +15,12 @@ TINY = (
     *("--steps", "2", "--batch-size", "8", "--width", "8", "--hidden", "8", "--blocks", "1"),
     *("--seeds", "2", "--subsets", "2", "--pair-seeds", "2", "--curve-seeds", "1"),
     *("--sampling-steps", "2", "--scales", "1", "--step-counts", "2"),
+    *("--edm2.steps", "8", "--edm2.batch-size", "8", "--edm2.width", "4", "--edm2.channels-per-head", "4"),
+    *("--edm2.ramp-images", "0", "--edm2.snapshots", "8", "--edm2.sampling-steps", "2"),
+    *("--edm2.seeds", "2", "--edm2.widths", "0.1"),
 )
 FIGURES = (
+    *("edm2", "edm2_loss_by_level", "edm2_training", "edm2_width"),
     *("ddim", "ddpm", "filmstrips", "flow", "guidance", "nearest_training_images", "pcg", "quality_vs_guidance"),
     *("quality_vs_steps", "real", "same_noise", "scores", "training"),
 )
@@ -63,6 +67,23 @@ def finished(tmp_path_factory):
         ("--pair-seeds 1", "--pair-seeds must be at least 2, got 1"),
         ("--subsets 1", "--subsets must be at least 2, got 1"),
         ("--curve-seeds 0", "--curve-seeds must lie between 1 and 1000000, got 0"),
+        ("--model edm3", "invalid choice 'edm3' for argument '--model'"),
+        ("--sampler heun", "--sampler heun is for EDM2; add --model edm2"),
+        ("--sampler flow --model edm2", "--sampler flow is for the small networks"),
+        ("--ema-width 0.1", "--ema-width is for EDM2, of which a run keeps snapshots; add --model edm2"),
+        ("--ema-width 0.3 --model edm2", "the width of an average must lie in (0, 1/sqrt(12) = 0.288675), got 0.3"),
+        ("--edm2.widths 0.1 0.3", "the width of an average must lie in (0, 1/sqrt(12) = 0.288675), got 0.3"),
+        ("--model small --edm2.width 8", "--edm2.width is for EDM2; add --model edm2, or drop it"),
+        ("--model edm2 --width 8", "--width is for the small networks; see --edm2, or drop --model edm2"),
+        ("--model edm2 --steps 8", "--steps is for the small networks; see --edm2, or drop --model edm2"),
+        ("--label-dropout 0 --gamma 2", "--gamma 2 takes a network that has seen hidden labels"),
+        ("--edm2.steps 0", "--edm2.steps must be at least 1, got 0"),
+        ("--edm2.seeds 1", "--edm2.seeds must be at least 2, got 1"),
+        ("--edm2.sampling-steps 0", "--edm2.sampling-steps must lie between 1 and 1000000, got 0"),
+        ("--edm2.batch-size 10 --mesh data=8", "--edm2.batch-size 10 does not divide over 8 devices"),
+        ("--edm2.channels-per-head 5", "channels_per_head"),
+        ("--edm2.multipliers 1 2 2 2 2", "image_shape must have sides that 5 levels can halve"),
+        ("--edm2.learning-rate 0", "learning_rate must be positive and finite, got 0"),
         ("--seed 4294967296", "--seed must lie between 0 and 4294967295, got 4294967296"),
         ("--preset paper", "digits has the presets ci, default; got 'paper'"),
         ("--part first", "digits has no parts; drop --part"),
@@ -113,7 +134,11 @@ def test_a_run_whose_networks_are_gone_exits_1_with_one_sentence(command, folder
 
 @pytest.mark.slow
 def test_a_run_leaves_every_file_and_a_row_of_every_claim(finished):
-    checkpoints = {f"checkpoints/{name}/{step}/manifest.json" for name in ("denoiser", "flow") for step in (1, 2)}
+    checkpoints = {
+        f"checkpoints/{name}/{step}/manifest.json"
+        for name in ("denoiser", "flow", "edm2", "edm2-snapshots")
+        for step in (1, 2)
+    }
     assert {name for name in files(finished) if not name.startswith("checkpoints/")} == {
         *("config.json", "environment.json", "metrics.jsonl", "claims.json", "notes.json", "arrays.npz", "report.html"),
         *(f"figures/{name}.{ending}" for name in FIGURES for ending in ("png", "svg")),
@@ -149,6 +174,48 @@ def test_a_finished_run_is_sampled_from_without_training(command, folder, finish
     rows = json.loads((folder / "drawn" / "claims.json").read_text())
     assert {row["id"]: row["verdict"] for row in rows} == {claim.id: "not run" for claim in CLAIMS}
     assert {name: (finished / name).read_bytes() for name in files(finished)} == before
+
+
+@pytest.mark.slow
+def test_edm2_is_sampled_from_at_any_width_of_its_average(command, folder, finished):
+    drawn = []
+    for width in ("0.05", "0.1", "0.15"):
+        asked = ("--model", "edm2", "--sampler", "heun", "--samples", "3", "--ema-width", width, "--out", width)
+        code, out, err = command("digits", "--from", finished, *asked)
+        assert (code, err) == (0, "")
+        assert "training" not in out
+        with np.load(folder / width / "arrays.npz", allow_pickle=False) as arrays:
+            drawn.append(arrays["samples"])
+        notes = (folder / width / "notes.json").read_text()
+        assert "of the 3 images" in notes
+    plain = ("digits", "--from", finished, "--model", "edm2", "--sampler", "heun", "--samples", "3")
+    code, _, _ = command(*plain, "--out", "tracked")
+    assert code == 0
+    with np.load(folder / "tracked" / "arrays.npz", allow_pickle=False) as arrays:
+        np.testing.assert_allclose(drawn[0], arrays["samples"], atol=1e-5)  # the tracked average is that of width .05
+    assert np.abs(drawn[0] - drawn[2]).max() > 1e-4
+    rows = json.loads((folder / "0.1" / "claims.json").read_text())
+    assert {row["verdict"] for row in rows} == {"not run"}
+    assert command(*plain, "--edm2.sampling-steps", "3", "--out", "finer")[0] == 0
+    code, _, err = command(*plain, "--edm2.width", "8", "--out", "wider")
+    assert code == 2
+    assert "takes its EDM2 as it is, but edm2.width is 4 in the run and 8 here" in err
+    code, _, err = command(*plain, "--ema-width", "0.28", "--out", "far")
+    assert code == 2
+    assert "out of reach of the 8 averages" in err
+
+
+@pytest.mark.slow
+def test_the_loss_of_edm2_is_logged_by_level_of_noise(finished):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "edm2_loss" in line][-1]
+    assert last["step"] == 8
+    levels = {name: value for name, value in last.items() if name.startswith("edm2_loss_sigma_")}
+    # 64 images in 8 intervals; the untrained network's output is 0, whose loss is 1 at every level.
+    assert 6 <= len(levels) <= 8
+    assert all(0.2 < value < 3.0 for value in levels.values())
+    assert last["edm2_nonfinite_gradients"] == 0
+    assert last["edm2_learning_rate"] == pytest.approx(0.02)
 
 
 @pytest.mark.slow

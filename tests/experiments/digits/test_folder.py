@@ -76,6 +76,11 @@ def learned(run):
         ("--data {images}/dog/0.png", "0.png is no folder; name a folder of PNG or JPEG images"),
         ("--data {records}", "label.labels.txt is missing; it names the classes of the records, one a line"),
         ("--data {images} --sampler pcg", "--sampler pcg is of the digits; with --data images are drawn by ddim"),
+        ("--data {images} --sampler heun", "--sampler heun is for EDM2; add --model edm2"),
+        ("--data {images} --model edm2 --sampler ddpm", "images are drawn by ddim, of EDM2 by heun"),
+        ("--data {images} --model edm2 --edm2.attention-sides 16 --edm2.channels-per-head 5", "channels_per_head"),
+        ("--data {images} --edm2.width 8", "--edm2.width is for EDM2; add --model edm2, or drop it"),
+        ("--data {images} --model edm2 --conv.width 8", "--conv.width is for the small networks; see --edm2"),
         ("--data {images} --label -1", "--label must lie between 0 and 1, one less than the classes; got -1"),
         ("--data {images} --label 2", "--label must lie between 0 and 1, one less than the classes; got 2"),
         ("--data {images} --workers -1", "--workers must be at least 0, got -1; 0 reads in threads of this process"),
@@ -293,3 +298,33 @@ def test_a_mesh_that_leaves_a_process_idle_is_refused_by_both(spawn, folder, ima
     for _, _, err in told:
         assert "--mesh data=1 leaves 1 of 2 processes without a device; there are 2 to share" in err
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_edm2_learns_a_folder_and_is_drawn_from_at_any_width(images, tmp_path, monkeypatch, capfd):
+    sizes = (
+        *("--edm2.width", "4", "--edm2.channels-per-head", "4", "--edm2.snapshots", "6", "--edm2.ramp-images", "0"),
+        *("--edm2.sampling-steps", "2", "--samples", "4"),
+    )
+    asked = ("digits", "--data", str(images), "--model", "edm2", *TINY[:4], *sizes)
+    run = finish(tmp_path / "run", *asked, "--mesh", "data=1")
+    assert (run / "figures" / "edm2_training.png").is_file()
+    said = lines(run)
+    assert [line["step"] for line in said] == [10, 12]
+    assert all(any(name.startswith("loss_sigma_") for name in line) for line in said)
+    snapshots = {path.name for path in (run / "checkpoints" / "images-snapshots").iterdir()}
+    assert snapshots == {str(step) for step in range(2, 13, 2)}
+    monkeypatch.chdir(tmp_path)
+    for width in ("0.05", "0.15"):
+        assert cli.main(["digits", "--from", str(run), "--ema-width", width, "--out", width]) == 0
+    with (
+        np.load(run / "arrays.npz") as tracked,
+        np.load("0.05/arrays.npz") as same,
+        np.load("0.15/arrays.npz") as other,
+    ):
+        # Bytes of one rounding: the reconstruction at a tracked width is that average.
+        assert np.abs(tracked["samples"].astype(int) - same["samples"]).max() <= 1
+        assert (tracked["samples"] != other["samples"]).any()
+    capfd.readouterr()
+    assert cli.main(["digits", "--from", str(run), "--model", "small", "--out", "small"]) == 2
+    assert "has the network of --model edm2, got small" in capfd.readouterr().err

@@ -67,3 +67,19 @@ def test_scores_of_seeds_are_those_of_each(judge):
     for seed in (0, 1):
         one = judging.score(judge, DIGITS.train[chosen[seed]], DIGITS.train_labels[chosen[seed]], classify=False)
         assert {name: rows[name][seed] for name in rows} == one
+
+
+def test_plain_distances_are_those_of_the_eigenvalues_and_may_leave_samples_as_they_are(judge):
+    samples = 1.5 * judge.digits.train[:300]
+    for clip in (True, False):
+        features, held_out = (
+            judging._features(judge.layers, images).astype(np.float64)
+            for images in (np.clip(samples, -1, 1) if clip else samples, judge.digits.held_out)
+        )
+        covariances = [np.cov(of.T) for of in (features, held_out)]
+        overlap = np.sqrt(np.maximum(np.linalg.eigvals(covariances[0] @ covariances[1]).real, 0.0)).sum()
+        shift = np.sum((features.mean(0) - held_out.mean(0)) ** 2)
+        expected = shift + np.trace(covariances[0] + covariances[1]) - 2 * overlap
+        found = judging.plain_frechet(judge, samples, clip=clip)
+        # Some features are never on: roots of eigenvalues that should be 0.
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
