@@ -22,6 +22,7 @@ from jaxgen.diffusion import (
     velocity_target,
     x0_target,
 )
+from jaxgen.diffusion.levels import Coefficient
 from jaxgen.diffusion.predictions import Predict
 from jaxgen.typing import PRNGKey, Sample, Scalar
 
@@ -37,7 +38,7 @@ class Objective(Protocol):
         """Read the network's output at `x`, of any shape, as a prediction."""
         ...
 
-    def condition(self, level: Level) -> Scalar:
+    def condition(self, level: Level) -> Coefficient:
         """Return what the network is told about the noise at `level`."""
         ...
 
@@ -86,7 +87,7 @@ class EDMObjective:
         """Read the network through the preconditioning of Karras et al. (2022, section 5)."""
         return edm_preconditioned(network, x, level, self.data_std)
 
-    def condition(self, level: Level) -> Scalar:
+    def condition(self, level: Level) -> Coefficient:
         """Return ln(sigma) / 4."""
         return edm_condition(level)
 
@@ -126,7 +127,7 @@ class FlowObjective:
         """Read the network's output as the velocity noise - x0; it is told the time."""
         return from_velocity(x, level, network(x, self.condition(level)), RectifiedFlow())
 
-    def condition(self, level: Level) -> Scalar:
+    def condition(self, level: Level) -> Coefficient:
         """Return the time."""
         return level.time
 
