@@ -159,7 +159,7 @@ PRESETS: Mapping[str, Config] = {
         seeds=2,
         subsets=4,
         scales=(1.0, 3.0),
-        step_counts=(10, 100),
+        step_counts=(100,),
         pair_seeds=2,
         curve_seeds=1,
         edm2=EDM2Sizes(steps=60, ramp_images=1600.0, snapshots=2, sampling_steps=8, seeds=2, widths=()),

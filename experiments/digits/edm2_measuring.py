@@ -114,9 +114,9 @@ def _losses(run: RunDirectory, trained: TrainedEDM2, digits: data.Digits) -> Non
     # The middles of equally likely parts: the mean over them is the loss of training.
     sigmas = np.exp(objective.level_edges(2 * count)[::2])
     levels = jax.tree.map(lambda leaf: leaf[:-1], sigma_grid(np.append(sigmas[::-1], 0.0)))
-    found = {}
+    found, same = {}, len(digits.held_out)
     for name, images, labels in (
-        ("training", digits.train, digits.train_labels),
+        ("training", digits.train[:same], digits.train_labels[:same]),
         ("held-out", digits.held_out, digits.held_out_labels),
     ):
         key = jax.random.fold_in(jax.random.key(run.seed), 3)
