@@ -116,14 +116,22 @@ def flow_product(a0: Scalar, b0: Scalar, c1: Scalar, c2: Scalar, tau: Scalar) ->
     kind = jnp.result_type(float)
     a0, b0, c1, c2, tau = (jnp.asarray(value, kind) for value in (a0, b0, c1, c2, tau))
     u0, limit = a0 * b0, c2 / c1
-    delta_squared = ((a0 - b0) * (a0 + b0)) ** 2
+    delta = (a0 - b0) * (a0 + b0)
+    delta_squared = delta**2
     size, limit_size = jnp.sqrt(delta_squared + 4.0 * u0**2), jnp.sqrt(delta_squared + 4.0 * limit**2)
     saddle = (a0 + b0 == 0) | (delta_squared == 0) & (u0 <= 0)
     # size * limit_size + 4 u* u0, without the difference of two large numbers where u0 < 0.
     above = size * limit_size + 4.0 * limit * jnp.abs(u0)
     joint = jnp.where(u0 < 0, delta_squared * (delta_squared + 4.0 * limit**2 + 4.0 * u0**2) / above, above)
-    v = 2.0 * (limit - u0) * jnp.exp(-c1 * limit_size * tau) / jnp.where(saddle, 1.0, delta_squared + joint)
-    rest = 1.0 - delta_squared * v**2
+    # A start of 1e-140 has a v whose square is beyond the largest number, one of 1e-155 has no v at all.
+    least = jnp.finfo(kind).tiny / jnp.finfo(kind).eps
+    v = (
+        2.0
+        * (limit - u0)
+        * jnp.exp(-c1 * limit_size * tau)
+        / jnp.where(saddle, 1.0, jnp.maximum(delta_squared + joint, least))
+    )
+    rest = 1.0 - (delta * v) ** 2
     moving = (rest * limit - delta_squared * v) / jnp.where(saddle, 1.0, rest + 4.0 * limit * v)
     shrunk = jnp.exp(-2.0 * c2 * tau)
     return jnp.where(saddle, u0 * shrunk / (1.0 - u0 / limit * (1.0 - shrunk)), moving)

@@ -97,7 +97,7 @@ def profile_error(
 
     >>> stored = [1, 2, 3, 4], [0.1, 0.1, 0.1, 0.1]
     >>> [round(profile_error(posthoc_coefficients(*stored, 4, width), *stored, 4, width), 2) for width in (0.1, 0.2)]
-    [0.0, 0.44]
+    [0.0, 0.45]
     """
     used = np.flatnonzero(coefficients)
     kept, stored = coefficients[used], np.asarray(times, np.float64)[used] / target_time

@@ -208,6 +208,9 @@ def test_the_flow_has_the_known_scalars_and_those_of_training():
 @example(-1.5, 0.0, 3.0, 1.0, 0.5)
 @example(1e-5, -2e-5, 1.0, 3.0, 1.5)
 @example(0.0, 0.0, 1.0, 3.0, 1.5)
+@example(8.9e-140, 8.9e-140, 1.0, 1.0, 0.0)
+@example(1e-155, 1e-155, 1.0, 1.0, 1.5)
+@example(1e-155, 2e-155, 1.0, 1.0, 1.5)
 @settings(max_examples=40, deadline=None)
 def test_the_flow_is_that_of_an_ode_solver(a0, b0, c1, c2, tau):
     def velocity(_, y):
