@@ -153,7 +153,7 @@ _OF_U_NET = (
 
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
-        steps=500,
+        steps=400,
         width=128,
         hidden=256,
         seeds=2,

@@ -29,8 +29,8 @@ METHODS: dict[str, Callable[[int], Method]] = {
 }
 """How to sample a denoiser by each name, given the corrector steps of a level."""
 TITLES = {"ddim": "DDIM", "ddpm": "DDPM", "flow": "flow matching", "pcg": "PCG"}
-# Images drawn at once, few and many: a sampler compiles once for each, and both divide over 2, 4 and 8 devices.
-_SMALL_BLOCK, _BLOCK = 200, 600
+# Images drawn at once, few or many, so that a sampler compiles once; it divides over 2, 4 and 8 devices.
+_BLOCK = 200
 
 
 def sampling_key(seed: int) -> PRNGKey:
@@ -63,7 +63,7 @@ def draw(
         method=method,
         scale=scale,
         steps=steps,
-        block_size=_SMALL_BLOCK if labels.size <= _SMALL_BLOCK else _BLOCK,
+        block_size=_BLOCK,
         mesh=networks.mesh,
         on_block=on_block,
     )
