@@ -153,16 +153,16 @@ _OF_U_NET = (
 
 PRESETS: Mapping[str, Config] = {
     "ci": Config(
-        steps=400,
+        steps=300,
         width=128,
         hidden=256,
         seeds=2,
-        subsets=4,
-        scales=(1.0, 3.0),
+        subsets=3,
+        scales=(3.0,),
         step_counts=(100,),
         pair_seeds=2,
         curve_seeds=1,
-        edm2=EDM2Sizes(steps=60, ramp_images=1600.0, snapshots=2, sampling_steps=8, seeds=2, widths=()),
+        edm2=EDM2Sizes(steps=60, ramp_images=1600.0, snapshots=2, sampling_steps=6, seeds=2, widths=()),
     ),
     "default": Config(),
 }
