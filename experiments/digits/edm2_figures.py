@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from experiments import plots
@@ -27,7 +28,7 @@ def losses(run: RunDirectory, sigmas: np.ndarray, found: Mapping[str, LevelLosse
         axes = figure.subplots()
         for name, of in found.items():
             mean, error = of.network.mean(axis=1), of.network.std(axis=1, ddof=1) / np.sqrt(of.network.shape[1])
-            axes.errorbar(sigmas, mean, yerror(mean, error), fmt="o-", markersize=3, label=f"{name} digits")
+            axes.errorbar(sigmas, mean, _bars(mean, error), fmt="o-", markersize=3, label=f"{name} digits")
         axes.plot(sigmas, np.exp(uncertainty), "--", label="expected, $e^u$")
         axes.plot(sigmas, found["held-out"].zero.mean(axis=1), ":", color="0.5", label="output 0")
         axes.set(xscale="log", yscale="log", xlabel="noise level sigma, data have 0.5", ylabel="weighted loss")
@@ -38,7 +39,7 @@ def losses(run: RunDirectory, sigmas: np.ndarray, found: Mapping[str, LevelLosse
     run.figure("edm2_loss_by_level", figure, caption)
 
 
-def yerror(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
+def _bars(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Return bars of two standard errors that stay above 0 on a logarithmic axis."""
     return np.stack([np.minimum(2 * error, 0.9 * mean), 2 * error])
 
@@ -78,19 +79,12 @@ def training(run: RunDirectory, prefix: str = f"{NAME}_") -> None:
             points = np.array([(line["step"], line[name]) for line in lines if line.get(name) is not None])
             window = max(len(points) // 40, 1)
             smooth = np.convolve(points[:, 1], np.ones(window) / window, "valid")
-            colour = matplotlib_colour(index / max(len(names) - 1, 1))
+            colour = colormaps["viridis"](0.9 * index / max(len(names) - 1, 1))
             label = name.split("_sigma_")[1].replace("_", " ")
             axes.plot(points[window - 1 :, 0], smooth, color=colour, label=label, linewidth=1.0)
         axes.set(xlabel="training step", ylabel="weighted loss, moving average", yscale="log")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", title="sigma")
     run.figure("edm2_training", figure, "EDM2's training loss, by intervals of noise that are equally likely")
-
-
-def matplotlib_colour(share: float) -> tuple[float, ...]:
-    """Return the colour of a share in [0, 1] of a scale that prints well."""
-    from matplotlib import colormaps
-
-    return colormaps["viridis"](0.9 * share)
 
 
 def _lowest(name: str) -> float:

@@ -66,6 +66,9 @@ def measure(config: Any, run: RunDirectory, trained: TrainedEDM2, judge: judging
     _distances(config, run, judge, samples, time.perf_counter() - began)
     scores = judging.score_all(judge, samples, labels)
     told = [f"{title} {judging.told(scores[name])}" for name, title in judging.NAMES.items()]
+    right = round(float(scores["accuracy"].mean()) * labels.size)
+    asked = Cell("Heun", successes=right, trials=labels.size)
+    run.record("M16", [asked], seconds=time.perf_counter() - began, scale=_scale(run))
     width = edm2.WIDTHS[0] if config.ema_width is None else config.ema_width
     run.note(
         f"EDM2, average of width {width:g}, Heun with {config.edm2.sampling_steps} steps (mean and standard "

@@ -38,7 +38,7 @@ _MEASURED = (
 # Theorem 3 of the paper on PCG: the same law in the limit of small steps.
 _PAIR = (("pcg", 2.0), ("ddpm", 1.5))
 _RULERS = {"M9": "real digits", "M10": "class Gaussians"}
-_EDM2_CLAIMS = ("M14", "M15")
+_EDM2_CLAIMS = ("M14", "M15", "M16")
 _PAIR_STATISTICS = ("nearest_neighbor", "precision", "recall")
 
 

@@ -7,10 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxgen.models.resampling import halve
+from jaxgen.models.convolution import convolution, group_norm
+from jaxgen.models.resampling import check_levels, halve
 from jaxgen.typing import ArrayLike
-
-_NORM_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,30 +35,14 @@ class ImageClassifierConfig:
         for name, least in (("num_classes", 2), ("width", 1), ("blocks", 1), ("features", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers must hold positive factors, one a level, got {self.multipliers}")
-        shape, factor = self.image_shape, 2 ** (len(self.multipliers) - 1)
-        if len(shape) not in (2, 3) or min(shape) < 1 or shape[0] != shape[1]:
-            raise ValueError(
-                f"image_shape must be (side, side) or (side, side, channels) with positive sizes, got {shape}"
-            )
-        if shape[0] % factor:
-            raise ValueError(
-                f"image_shape must have sides that {len(self.multipliers)} levels can halve, multiples of {factor}, "
-                f"got {shape}; resize the images or take fewer multipliers"
-            )
+        if len(self.image_shape) not in (2, 3):
+            raise ValueError(f"image_shape must be (side, side) or (side, side, channels), got {self.image_shape}")
+        check_levels(self.image_shape, self.multipliers)
 
 
 def _conv(features: int, size: int, axes: tuple[str, str], name: str, dtype: str | None, *, zero: bool = False):
     kernel_init = nn.initializers.zeros_init() if zero else nn.initializers.he_normal()
-    return nn.Conv(
-        features,
-        (size, size),
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, ("rows", "columns", *axes)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-        name=name,
-    )
+    return convolution(features, size, axes, name, dtype, kernel_init=kernel_init)
 
 
 def _dense(features: int, axes: tuple[str, str], name: str | None, *, zero: bool = False):
@@ -72,20 +55,6 @@ def _dense(features: int, axes: tuple[str, str], name: str | None, *, zero: bool
     )
 
 
-def _normalise(x: Float[Array, "count side side width"], axis: str, name: str):
-    """Normalise over groups of at least 4 features where there are as many, at least in float32 (Wu & He 2018)."""
-    width = x.shape[-1]
-    groups = next(count for count in range(max(min(32, width // 4), 1), 0, -1) if width % count == 0)
-    return nn.GroupNorm(
-        groups,
-        epsilon=_NORM_EPSILON,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), (axis,)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), (axis,)),
-        use_fast_variance=False,
-        name=name,
-    )(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
-
-
 class _Block(nn.Module):
     """x + Conv(SiLU(GroupNorm(Conv(SiLU(GroupNorm(x)))))), with activations before weights (He et al. 2016)."""
 
@@ -94,10 +63,10 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        h = nn.silu(_normalise(x, "width", "norm"))
+        h = nn.silu(group_norm(x, "norm"))
         # Only the features between the two convolutions are split over devices: one sum joins them again.
         h = _conv(self.features, 3, ("width", "hidden"), "expand", self.dtype)(h)
-        h = nn.silu(_normalise(h, "hidden", "hidden_norm"))
+        h = nn.silu(group_norm(h, "hidden_norm", axis="hidden"))
         h = _conv(self.features, 3, ("hidden", "width"), "contract", self.dtype, zero=True)(h)
         if x.shape[-1] != self.features:
             x = _conv(self.features, 1, ("width", "width_out"), "skip", self.dtype)(x)
@@ -117,7 +86,7 @@ class _Trunk(nn.Module):
             h = halve(h) if level else h
             for index in range(config.blocks):
                 h = _Block(config.width * multiplier, config.dtype, name=f"level_{level}_{index}")(h)
-        h = nn.silu(_normalise(h, "width", "norm")).mean((1, 2))
+        h = nn.silu(group_norm(h, "norm")).mean((1, 2))
         return nn.silu(_dense(config.features, ("width", "hidden"), "features")(h))
 
 

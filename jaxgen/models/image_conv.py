@@ -9,10 +9,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxgen.models.attention import attend
 from jaxgen.models.conditioning import check_conditioning, condition_vector, example_inputs, leading_shape
-from jaxgen.models.resampling import double, halve
+from jaxgen.models.convolution import convolution, group_norm, largest_divisor
+from jaxgen.models.resampling import check_levels, double, halve
 from jaxgen.typing import ArrayLike
-
-_NORM_EPSILON = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +53,9 @@ class ImageConvConfig:
         for name in ("width", "blocks", "head_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers must hold positive factors, one a level, got {self.multipliers}")
-        shape, factor = self.image_shape, 2 ** (len(self.multipliers) - 1)
-        if len(shape) != 3 or min(shape) < 1 or shape[0] != shape[1]:
-            raise ValueError(f"image_shape must be (side, side, channels) with positive sizes, got {shape}")
-        if shape[0] % factor:
-            raise ValueError(
-                f"image_shape must have sides that {len(self.multipliers)} levels can halve, multiples of {factor}, "
-                f"got {shape}; resize the images or take fewer multipliers"
-            )
+        if len(self.image_shape) != 3:
+            raise ValueError(f"image_shape must be (side, side, channels), got {self.image_shape}")
+        check_levels(self.image_shape, self.multipliers)
         if not 0 <= self.attention <= len(self.multipliers):
             raise ValueError(f"attention must lie in 0..{len(self.multipliers)}, the levels, got {self.attention}")
         check_conditioning(self)
@@ -80,14 +72,7 @@ class ImageConvConfig:
 
 def _conv(features: int, size: int, axes: tuple[str, str], name: str, dtype: str | None, *, zero: bool = False):
     kernel_init = nn.initializers.zeros_init() if zero else nn.initializers.lecun_normal()
-    return nn.Conv(
-        features,
-        (size, size),
-        dtype=dtype,
-        kernel_init=nn.with_logical_partitioning(kernel_init, ("rows", "columns", *axes)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-        name=name,
-    )
+    return convolution(features, size, axes, name, dtype, kernel_init=kernel_init)
 
 
 def _dense(features: int | tuple[int, int], axes: tuple[str, ...], name: str, dtype: str | None, *, zero: bool = False):
@@ -99,25 +84,6 @@ def _dense(features: int | tuple[int, int], axes: tuple[str, ...], name: str, dt
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
         name=name,
     )
-
-
-def _normalise(x: Float[Array, "count side side width"], name: str, *, affine: bool = True):
-    """Normalise over groups of at least 4 features where there are as many, at least in float32 (Wu & He 2018)."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    return nn.GroupNorm(
-        _largest_divisor(x.shape[-1], min(32, x.shape[-1] // 4)),
-        epsilon=_NORM_EPSILON,
-        use_scale=affine,
-        use_bias=affine,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones_init(), ("width",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), ("width",)),
-        use_fast_variance=False,
-        name=name,
-    )(x)
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return next(divisor for divisor in range(max(most, 1), 0, -1) if number % divisor == 0)
 
 
 class _Block(nn.Module):
@@ -135,11 +101,11 @@ class _Block(nn.Module):
     def __call__(self, x, condition):
         config = self.config
         # Only the features between the two convolutions are split over devices: one sum joins them again.
-        h = nn.silu(_normalise(x, "norm"))
+        h = nn.silu(group_norm(x, "norm"))
         h = _conv(self.features, 3, ("width", "hidden"), "expand", config.dtype)(h)
         modulation = _dense((2, self.features), ("embedding", "film", "hidden"), "film", config.dtype)(condition)
         scale, shift = modulation[:, 0, None, None], modulation[:, 1, None, None]
-        h = nn.silu(_normalise(h, "hidden_norm", affine=False) * (1 + scale) + shift)
+        h = nn.silu(group_norm(h, "hidden_norm", affine=False) * (1 + scale) + shift)
         h = nn.Dropout(config.dropout)(h, deterministic=self.deterministic)
         h = _conv(self.features, 3, ("hidden", "width"), "contract", config.dtype, zero=True)(h)
         if x.shape[-1] != self.features:
@@ -150,8 +116,8 @@ class _Block(nn.Module):
     def _attention(self, x):
         """Self-attention over the pixels (Ho et al. 2020, appendix B), the output projection starting at zero."""
         count, *sides, features = x.shape
-        heads = _largest_divisor(features, features // self.config.head_width)
-        h = _normalise(x, "attention_norm").reshape(count, math.prod(sides), features)
+        heads = largest_divisor(features, features // self.config.head_width)
+        h = group_norm(x, "attention_norm").reshape(count, math.prod(sides), features)
         h = _dense((3, features), ("width", "query_key_value", "hidden"), "project", self.config.dtype)(h)
         tokens = h.reshape(count, math.prod(sides), 3, heads, features // heads)
         h = attend(*(tokens[:, :, index] for index in range(3))).reshape(count, *sides, features)
@@ -218,7 +184,7 @@ class ImageConv(nn.Module):
         )
         h = x.reshape(count, *config.image_shape)
         h = _conv(config.width, 3, ("channels", "width"), "enter", config.dtype)(h)
-        h = nn.silu(_normalise(self._levels(h, condition, deterministic), "norm"))
+        h = nn.silu(group_norm(self._levels(h, condition, deterministic), "norm"))
         h = _conv(config.image_shape[-1], 3, ("width", "channels"), "leave", None, zero=True)(h)
         return h.astype(x.dtype).reshape(x.shape)
 

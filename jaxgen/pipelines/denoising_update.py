@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree, Shaped
+from jaxtyping import Array, Int, PyTree, Shaped
 
 from jaxgen.diffusion import Level, Prediction, noise_ratio, uncertain_loss
 from jaxgen.models import EDM2, ImageNetwork, drop_labels, init_variables, project_weights
@@ -14,6 +14,7 @@ from jaxgen.pipelines.augmentation import random_shift
 from jaxgen.pipelines.latents import LatentScaling, draw_latent
 from jaxgen.pipelines.objectives import Objective
 from jaxgen.pipelines.optimisation import Optimisation, TrainingRecipe
+from jaxgen.pipelines.pixels import scaled
 from jaxgen.training import TrainState, accumulated_gradient, count_flops, create
 from jaxgen.typing import ArrayLike, Params, PRNGKey, Sample, Scalar
 
@@ -109,7 +110,7 @@ class DenoisingUpdate:
     ) -> tuple[Scalar, dict[str, Array]]:
         label_key, shift_key, level_key, noise_key = jax.random.split(key, 4)
         if self.latents is None:
-            image = _scaled(image)
+            image = scaled(image)
         else:
             image = draw_latent(jax.random.fold_in(noise_key, 2), image, self.latents)
         label = drop_labels(label_key, label, constants.label_dropout, self.model.config.null_label)
@@ -172,8 +173,3 @@ def _predict(model, objective, weights, x, level, label, shift, dropout_key=None
         return model.apply(weights, x, condition, label, *augmentation, **dropout)
 
     return objective.predict(network, x, level)
-
-
-def _scaled(image: Shaped[Array, "..."]) -> Float[Array, "..."]:
-    """Scale bytes to [-1, 1] and leave all else."""
-    return image.astype(jnp.float32) / 127.5 - 1.0 if image.dtype == jnp.uint8 else image

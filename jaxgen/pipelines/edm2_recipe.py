@@ -1,7 +1,6 @@
 """How EDM2 is trained (Karras et al. 2024): Adam under a law of images seen, and averages of several widths."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from jaxgen.pipelines.ranges import check_least, check_not_negative, check_parts, check_positive, check_share
 from jaxgen.training import Ema, inverse_root_rate, of_images, power_ema, width_to_exponent, zero_nonfinite
 from jaxgen.training.learning_rates import OfImages
 from jaxgen.typing import Params, Scalar
@@ -97,21 +97,11 @@ class EDM2Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        for name in ("steps", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate must divide the batch of {self.batch_size}, got {self.accumulate}; choose a divisor"
-            )
-        for name in ("learning_rate", "reference_batches"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if not 0 <= self.ramp_images < math.inf:
-            raise ValueError(f"ramp_images must be at least 0 and finite, got {self.ramp_images}")
-        for name in ("label_dropout", "second_moment_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_least(self, 1, "steps", "batch_size", "accumulate")
+        check_parts(self)
+        check_positive(self, "learning_rate", "reference_batches")
+        check_not_negative(self, "ramp_images")
+        check_share(self, "label_dropout", "second_moment_decay")
         if not self.ema_widths:
             raise ValueError("ema_widths must name at least one width, got none")
         for width in self.ema_widths:

@@ -21,6 +21,7 @@ from jaxgen.pipelines.latents import LatentScaling
 from jaxgen.pipelines.objectives import Objective
 from jaxgen.pipelines.optimisation import TrainingRecipe
 from jaxgen.pipelines.recipe import Recipe
+from jaxgen.pipelines.steps_per_call import steps_per_call
 from jaxgen.training import (
     Batches,
     Checkpoints,
@@ -197,14 +198,8 @@ def train_on_batches(
         on_metrics=on_metrics,
         on_timing=on_timing,
         stop=stop,
-        steps_per_call=_steps_per_call(model, mesh),
+        steps_per_call=steps_per_call(mesh, convolutional=isinstance(model, ImageConv | EDM2)),
     )
-
-
-def _steps_per_call(model: ImageNetwork, mesh: Mesh | None) -> int | None:
-    # On a CPU, XLA runs the backward pass of a convolution ten to twenty times slower inside a loop (jax issue 12868).
-    platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
-    return None if platform == "cpu" and isinstance(model, ImageConv | EDM2) else 16
 
 
 def _check_model(model: ImageNetwork, recipe: TrainingRecipe, mesh: Mesh | None) -> None:

@@ -82,6 +82,23 @@ class Hyperparameters(NamedTuple):
     largest_shift: Scalar
 
 
+def adamw(constants: Hyperparameters) -> optax.GradientTransformation:
+    """Build AdamW whose learning rate rises linearly, then follows a cosine to 0.
+
+    Its state counts the updates and holds the hyperparameters of the last one, the learning rate among them.
+    """
+
+    def rate(count: Int[Array, ""]) -> Scalar:
+        warmup = jnp.minimum((count + 1.0) / jnp.maximum(constants.warmup_steps, 1.0), 1.0)
+        return constants.learning_rate * warmup * 0.5 * (1.0 + jnp.cos(jnp.pi * count / constants.steps))
+
+    return optax.inject_hyperparams(optax.adamw)(
+        learning_rate=rate,
+        b2=lambda _: jnp.asarray(constants.second_moment_decay),
+        weight_decay=lambda _: jnp.asarray(constants.weight_decay),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class AdamW:
     """AdamW whose learning rate rises linearly, then follows a cosine to 0, and an exponential moving average."""
@@ -90,17 +107,8 @@ class AdamW:
     """Half-life of the average of the parameters, in updates."""
 
     def optimiser(self, constants: Hyperparameters) -> optax.GradientTransformation:
-        """Build AdamW; its state counts the updates and holds the hyperparameters of the last one."""
-
-        def rate(count: Int[Array, ""]) -> Scalar:
-            warmup = jnp.minimum((count + 1.0) / jnp.maximum(constants.warmup_steps, 1.0), 1.0)
-            return constants.learning_rate * warmup * 0.5 * (1.0 + jnp.cos(jnp.pi * count / constants.steps))
-
-        return optax.inject_hyperparams(optax.adamw)(
-            learning_rate=rate,
-            b2=lambda _: jnp.asarray(constants.second_moment_decay),
-            weight_decay=lambda _: jnp.asarray(constants.weight_decay),
-        )
+        """Build the optimiser, see `adamw`."""
+        return adamw(constants)
 
     def average(self) -> Ema:
         """Build the average."""

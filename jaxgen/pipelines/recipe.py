@@ -1,11 +1,11 @@
 """How a small denoising network is trained."""
 
 import dataclasses
-import math
 
 import numpy as np
 
 from jaxgen.pipelines.optimisation import AdamW, Hyperparameters
+from jaxgen.pipelines.ranges import check_least, check_not_negative, check_parts, check_positive, check_share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +37,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("accumulate", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"accumulate must divide the batch of {self.batch_size}, got {self.accumulate}; choose a divisor"
-            )
-        for name in ("learning_rate", "ema_half_life"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        for name in ("weight_decay", "largest_shift"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name in ("label_dropout", "second_moment_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_least(self, 1, "steps", "batch_size", "accumulate")
+        check_least(self, 0, "warmup_steps")
+        check_parts(self)
+        check_positive(self, "learning_rate", "ema_half_life")
+        check_not_negative(self, "weight_decay", "largest_shift")
+        check_share(self, "label_dropout", "second_moment_decay")
 
     def hyperparameters(self) -> Hyperparameters:
         """Return the numbers that the compiled update takes as arguments, as float32 scalars."""

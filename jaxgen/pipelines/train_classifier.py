@@ -16,13 +16,13 @@ from jaxtyping import Array, Float, Int, PyTree, Shaped
 from jaxgen.models import init_params, logical_axes
 from jaxgen.models.image_classifier import ImageClassifier
 from jaxgen.pipelines.augmentation import random_shift
-from jaxgen.pipelines.optimisation import AdamW, Hyperparameters
+from jaxgen.pipelines.optimisation import Hyperparameters, adamw
+from jaxgen.pipelines.pixels import scaled
+from jaxgen.pipelines.ranges import check_least, check_not_negative, check_positive, check_share
+from jaxgen.pipelines.steps_per_call import steps_per_call
 from jaxgen.statistics.feature_functions import FeatureFunction
 from jaxgen.training import Checkpoints, TrainState, check_batch, create, fingerprint, fit, in_memory
 from jaxgen.typing import ArrayLike, Params, PRNGKey, Scalar
-
-# Its average is not kept: the learning rate falls to 0, so that the last parameters are settled.
-_ADAMW = AdamW(ema_half_life=1.0)
 
 
 class ClassifierHyperparameters(NamedTuple):
@@ -57,17 +57,11 @@ class ClassifierRecipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot train."""
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {self.learning_rate}")
-        for name in ("weight_decay", "largest_shift"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
-        for name in ("label_smoothing", "second_moment_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_least(self, 1, "steps", "batch_size")
+        check_least(self, 0, "warmup_steps")
+        check_positive(self, "learning_rate")
+        check_not_negative(self, "weight_decay", "largest_shift")
+        check_share(self, "label_smoothing", "second_moment_decay")
 
     def hyperparameters(self) -> ClassifierHyperparameters:
         """Return the numbers that the compiled update takes as arguments, as float32 scalars."""
@@ -98,7 +92,7 @@ class ClassifierUpdate:
         self, state: TrainState, constants: ClassifierHyperparameters, batch: PyTree
     ) -> tuple[TrainState, dict]:
         """Take one AdamW step on the mean cross-entropy of a batch."""
-        images, labels = _scaled(batch["image"]), batch["label"]
+        images, labels = scaled(batch["image"]), batch["label"]
         keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(labels))
         images = jax.vmap(self.augment, (0, 0, None))(keys, images, constants.optimiser.largest_shift)
 
@@ -109,7 +103,7 @@ class ClassifierUpdate:
             return jnp.mean(losses), jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
         (loss, accuracy), gradient = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        change, opt_state = _ADAMW.optimiser(constants.optimiser).update(gradient, state.opt_state, state.params)
+        change, opt_state = adamw(constants.optimiser).update(gradient, state.opt_state, state.params)
         rate = opt_state.hyperparams["learning_rate"]  # pyright: ignore[reportAttributeAccessIssue]
         norm = optax.tree.norm(gradient)
         metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": norm, "learning_rate": rate}
@@ -129,10 +123,13 @@ class ClassifierUpdate:
 
 
 def initial_classifier(model: ImageClassifier, recipe: ClassifierRecipe, key: PRNGKey) -> TrainState:
-    """Draw the parameters, and put the state of a run together at step 0; the key is consumed."""
+    """Draw the parameters, and put the state of a run together at step 0; the key is consumed.
+
+    No average is kept: the learning rate falls to 0, so that the last parameters are settled.
+    """
     init_key, run_key = jax.random.split(key)
     params = init_params(model, init_key)
-    return create(run_key, params, _ADAMW.optimiser(recipe.hyperparameters().optimiser).init(params))
+    return create(run_key, params, adamw(recipe.hyperparameters().optimiser).init(params))
 
 
 def train_classifier(
@@ -180,7 +177,6 @@ def train_classifier(
     state_key, data_key = jax.random.split(key)
     images = images if images.dtype == np.uint8 else images.astype(np.float32)
     arrays = {"image": images, "label": labels.astype(np.int32)}
-    platform = (jax.devices()[0] if mesh is None else mesh.devices.flat[0]).platform
     return fit(
         ClassifierUpdate(model, recipe.largest_shift > 0, recipe.mirror),
         initial_classifier(model, recipe, state_key),
@@ -194,8 +190,7 @@ def train_classifier(
         save_every=save_every,
         on_metrics=on_metrics,
         stop=stop,
-        # On a CPU, XLA runs the backward pass of a convolution ten to twenty times slower inside a loop.
-        steps_per_call=None if platform == "cpu" else 16,
+        steps_per_call=steps_per_call(mesh, convolutional=True),
     )
 
 
@@ -269,22 +264,16 @@ class _Penultimate:
 @functools.partial(jax.jit, static_argnums=0)
 def _features(model: ImageClassifier, params: Params, images: Shaped[ArrayLike, "count ..."]) -> Array:
     with jax.default_matmul_precision("highest"):
-        return _apply(model, params, _scaled(images), "features").astype(jnp.float32)
+        return _apply(model, params, scaled(images), "features").astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _classes(model: ImageClassifier, params: Params, images: Shaped[ArrayLike, "count ..."]) -> Int[Array, " count"]:
-    return jnp.argmax(_apply(model, params, _scaled(images)), axis=-1)
+    return jnp.argmax(_apply(model, params, scaled(images)), axis=-1)
 
 
 def _apply(model: ImageClassifier, params: Params, images: ArrayLike, method: str = "__call__") -> Any:
     return model.apply({"params": params}, images, method=method)
-
-
-def _scaled(images: Shaped[ArrayLike, "..."]) -> Float[Array, "..."]:
-    """Scale bytes to [-1, 1] and leave all else."""
-    images = jnp.asarray(images)
-    return images.astype(jnp.float32) / 127.5 - 1.0 if images.dtype == jnp.uint8 else images
 
 
 def _check_data(model: ImageClassifier, images: np.ndarray, labels: np.ndarray) -> None:

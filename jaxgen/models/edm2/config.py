@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from jaxgen.models.resampling import check_levels
+
 _COUNTS = ("num_classes", "width", "blocks", "channels_per_head", "uncertainty_width")
 _BALANCES = ("label_balance", "residual_balance", "attention_balance", "concatenation_balance")
 _DTYPES = (None, "bfloat16", "float16", "float32")
@@ -60,26 +62,16 @@ class EDM2Config:
         for name in _BALANCES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers must hold positive factors, one a level, got {self.multipliers}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
         if not 0 < self.clip < math.inf:
             raise ValueError(f"clip must be positive and finite, got {self.clip}")
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype must be one of {_DTYPES}, got {self.dtype!r}")
-        self._check_image()
+        if len(self.image_shape) != 3:
+            raise ValueError(f"image_shape must be (side, side, channels), got {self.image_shape}")
+        check_levels(self.image_shape, self.multipliers)
         self._check_attention()
-
-    def _check_image(self):
-        shape, factor = self.image_shape, 2 ** (len(self.multipliers) - 1)
-        if len(shape) != 3 or min(shape) < 1 or shape[0] != shape[1]:
-            raise ValueError(f"image_shape must be (side, side, channels) with positive sizes, got {shape}")
-        if shape[0] % factor:
-            raise ValueError(
-                f"image_shape must have sides that {len(self.multipliers)} levels can halve, multiples of {factor}, "
-                f"got {shape}; resize the images or take fewer multipliers"
-            )
 
     def _check_attention(self):
         if self.attention_sides and min(self.attention_sides) < 1:
