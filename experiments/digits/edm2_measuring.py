@@ -13,7 +13,7 @@ from experiments.digits.edm2 import TrainedEDM2
 from experiments.digits.sampling import METHODS, sampling_key, seed_labels
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.diffusion import sigma_grid
-from jaxgen.pipelines import generate_images, loss_by_level
+from jaxgen.pipelines import collections, generate_images, loss_by_level
 from jaxgen.typing import Params
 
 _BLOCK = 200
@@ -130,7 +130,7 @@ def _losses(run: RunDirectory, trained: TrainedEDM2, digits: data.Digits) -> Non
     zero, network = ([group.mean() for group in of] for of in groups)
     cell = Cell(f"{_GROUPS} groups of held-out digits", values=zero, control=network)
     run.record("M14", [cell], seconds=time.perf_counter() - began, scale=_scale(run))
-    weights = {"params": trained.params, **trained.variables}
+    weights = collections(trained.params, trained.variables)
     conditions = np.asarray(objective.condition(levels), np.float32)
     uncertainty = np.asarray(trained.model.apply(weights, conditions, method=trained.model.log_variance))
     run.arrays(

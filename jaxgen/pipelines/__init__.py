@@ -1,7 +1,13 @@
 """What users call from scripts and notebooks: whole jobs over every device, composed from the rooms below."""
 
 from jaxgen.pipelines.augmentation import SHIFT_FEATURES, random_shift
-from jaxgen.pipelines.denoising_update import DenoisingUpdate, initial_state, predict_given, training_flops
+from jaxgen.pipelines.denoising_update import (
+    DenoisingUpdate,
+    collections,
+    initial_state,
+    predict_given,
+    training_flops,
+)
 from jaxgen.pipelines.edm2_recipe import EDM2Adam, EDM2Hyperparameters, EDM2Recipe, RateLaw
 from jaxgen.pipelines.image_sampling import (
     DrawFilm,
@@ -62,6 +68,7 @@ __all__ = [
     "Weights",
     "averaged_params",
     "classifier_features",
+    "collections",
     "draw_latent",
     "film_images",
     "generate_images",

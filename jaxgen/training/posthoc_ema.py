@@ -20,7 +20,7 @@ def profile_product(time_a: Values, gamma_a: Values, time_b: Values, gamma_b: Va
     """Integrate the product of two profiles, each proportional to t^gamma on [0, time] and of integral 1.
 
     With a the one that ends first, it is (gamma_a + 1) (gamma_b + 1) / (gamma_a + gamma_b + 1)
-    (time_a / time_b)^gamma_b / time_b (Karras et al. 2024, appendix C). The arguments are broadcast.
+    (time_a / time_b)^gamma_b / time_b (Karras et al. 2024, eq. 151). The arguments are broadcast.
 
     >>> float(profile_product(1.0, 0.0, 2.0, 0.0))  # heights 1 and 1/2, over [0, 1]
     0.5
@@ -37,7 +37,7 @@ def posthoc_coefficients(
     """Return the coefficients with which stored averages combine into the average of another width.
 
     The profile of the combination is the nearest in L2 to that of the target (Karras et al. 2024, section 3.2 and
-    appendix C); the coefficients are then divided by their sum. A stored average is returned as it is. Far from the
+    algorithm 3); the coefficients are then divided by their sum. A stored average is returned as it is. Far from the
     stored widths the nearest profile is not near: from widths 0.05 and 0.10, eight times stored, a target of 0.15 is
     0.6 % off for parameters that oscillate through the run, one of 0.075 by 0.03 %.
 

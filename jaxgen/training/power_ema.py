@@ -27,7 +27,7 @@ def width_to_exponent(width: float) -> float:
     """Return the exponent gamma of the profile t^gamma on [0, 1] whose standard deviation is `width`.
 
     It is the largest real root of gamma^3 + 7 gamma^2 + (16 - width^-2) gamma + (12 - width^-2) (Karras et al. 2024,
-    "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3.1 and appendix C), in float64.
+    "Analyzing and Improving the Training Dynamics of Diffusion Models", eq. 126 and algorithm 2), in float64.
 
     Args:
         width: standard deviation of the profile relative to the length of the run, in (0, 1/sqrt(12)).
@@ -49,6 +49,8 @@ def width_to_exponent(width: float) -> float:
 def exponent_to_width(gamma: float) -> float:
     """Return the standard deviation of the profile t^gamma on [0, 1]: the inverse of `width_to_exponent`.
 
+    Source: Karras et al. 2024, eq. 123.
+
     Raises:
         ValueError: if `gamma` is below 0 or not finite.
 
@@ -64,7 +66,7 @@ def power_ema(widths: Sequence[float]) -> Ema:
     """Average parameters with weights that grow as a power of time, for several widths at once.
 
     At the n-th update, average += (1 - beta) (params - average) with beta = (1 - 1/n)^(gamma + 1) (Karras et al. 2024,
-    section 3.1), so that the weights follow the profile t^gamma over all of the run so far, the initial parameters
+    eq. 127), so that the weights follow the profile t^gamma over all of the run so far, the initial parameters
     have none, and the first update copies the parameters. Time is counted in updates of equal batches, since only its
     ratios matter. From averages of two widths, kept as a run goes, those of other widths follow (see `reconstruct`).
 

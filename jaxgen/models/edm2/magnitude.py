@@ -16,7 +16,7 @@ _SILU_MAGNITUDE = 0.596
 def normalize(x: Float[ArrayLike, "..."], axes: Sequence[int], epsilon: float = 1e-4) -> Float[Array, "..."]:
     """Divide by epsilon plus the root mean square over some axes, which thereby becomes nearly 1.
 
-    Over the channels of a pixel it is pixel normalisation (eq. 30), over the inputs of a filter the normalisation of
+    Over the channels of a pixel it is pixel normalisation, over the inputs of a filter the normalisation of
     weights (eq. 47). The gradient at 0 is that of x / epsilon.
 
     Args:

@@ -1,4 +1,4 @@
-"""Forced weight normalisation of EDM2 (Karras et al. 2024, section 2.4, eq. 66)."""
+"""Forced weight normalisation of EDM2 (Karras et al. 2024, section 2.3, eq. 66)."""
 
 from typing import Any
 
