@@ -29,6 +29,15 @@ from jaxgen.pipelines.loss_by_level import LevelLosses, loss_by_level
 from jaxgen.pipelines.objectives import EDMObjective, FlowObjective, Network, Objective
 from jaxgen.pipelines.optimisation import AdamW, Hyperparameters, Optimisation, TrainingRecipe, averaged_params
 from jaxgen.pipelines.recipe import Recipe
+from jaxgen.pipelines.source_arms import (
+    Arm,
+    ArmUpdate,
+    arm_weights,
+    initial_arm,
+    sample_source,
+    source_losses,
+    train_arm,
+)
 from jaxgen.pipelines.train_classifier import (
     ClassifierHyperparameters,
     ClassifierRecipe,
@@ -42,6 +51,8 @@ from jaxgen.pipelines.train_classifier import (
 __all__ = [
     "SHIFT_FEATURES",
     "AdamW",
+    "Arm",
+    "ArmUpdate",
     "ClassifierHyperparameters",
     "ClassifierRecipe",
     "ClassifierUpdate",
@@ -66,6 +77,7 @@ __all__ = [
     "Recipe",
     "TrainingRecipe",
     "Weights",
+    "arm_weights",
     "averaged_params",
     "classifier_features",
     "collections",
@@ -76,6 +88,7 @@ __all__ = [
     "guided_ddpm",
     "guided_euler",
     "guided_heun",
+    "initial_arm",
     "initial_classifier",
     "initial_state",
     "label_accuracy",
@@ -83,6 +96,9 @@ __all__ = [
     "predict_given",
     "random_shift",
     "raw_latent",
+    "sample_source",
+    "source_losses",
+    "train_arm",
     "train_classifier",
     "train_diffusion",
     "train_on_batches",

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, Int, Key, PyTree, Shaped
 
 from jaxgen.diffusion import Level, Prediction, noise_ratio, uncertain_loss
 from jaxgen.models import EDM2, ImageNetwork, drop_labels, init_variables, project_weights
@@ -80,8 +80,14 @@ class DenoisingUpdate:
 
     def __call__(self, state: TrainState, constants: Any, batch: PyTree) -> tuple[TrainState, dict]:
         """Take one step on the mean loss of a batch."""
-        key = jax.random.fold_in(state.key, state.step)
-        examples = (jax.random.split(key, len(batch["label"])), batch["image"], batch["label"])
+        keys = jax.random.split(jax.random.fold_in(state.key, state.step), len(batch["label"]))
+        return self.step(state, constants, keys, batch)
+
+    def step(
+        self, state: TrainState, constants: Any, keys: Key[Array, " batch"], batch: PyTree
+    ) -> tuple[TrainState, dict]:
+        """Take one step on the mean loss of a batch, where each image brings the key of its noise."""
+        examples = (keys, batch["image"], batch["label"])
         params = project_weights(state.params) if isinstance(self.model, EDM2) else state.params
 
         def mean_loss(params: Params, examples: tuple) -> tuple[Scalar, dict]:

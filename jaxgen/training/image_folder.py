@@ -56,6 +56,11 @@ class ImageFolder:
             self._names, self._labels.tolist(), files.sizes[good].tolist(), self.classes, [side, channels]
         )
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the label of each example, int32 [count]."""
+        return self._labels.copy()
+
     def __len__(self) -> int:
         return len(self._names)
 

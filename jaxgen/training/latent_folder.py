@@ -65,6 +65,11 @@ class LatentFolder:
         sizes = store.sizes[self._numbers].tolist()
         self.fingerprint = digest(names, self._labels.tolist(), sizes, self.classes, shape)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Return the label of each example, int32 [count]."""
+        return self._labels.copy()
+
     def __len__(self) -> int:
         return self._numbers.size
 
