@@ -10,7 +10,18 @@ from collections.abc import Mapping
 from experiments.benchmarks.claims import CLAIMS
 from experiments.run_directory import RunDirectory
 
-__all__ = ["CLAIMS", "PARTS", "PRESETS", "PRESET_NOTES", "Config", "FlowSizes", "SamplerSizes", "check", "run"]
+__all__ = [
+    "CLAIMS",
+    "PARTS",
+    "PRESETS",
+    "PRESET_NOTES",
+    "Config",
+    "FlowSizes",
+    "SamplerSizes",
+    "SimulationSizes",
+    "check",
+    "run",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +69,20 @@ class FlowSizes:
 
 
 @dataclasses.dataclass(frozen=True)
+class SimulationSizes:
+    """Sizes of the simulations of conditional Gaussians."""
+
+    replicates: int = 500
+    """Data sets that jaxgen draws, fits and measures at once, a multiple of 25."""
+    points: int = 500
+    """Points that a total variation is estimated on."""
+    timed_points: int = 500
+    """Points that the peer, whose time grows with them in proportion, is timed on."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure jaxgen against diffusers, k-diffusion, hackable_diffusion and MesaOpt-AR-Transformer, as ratios."""
+    """Measure jaxgen against diffusers, k-diffusion, hackable_diffusion, MesaOpt and Multi-Souce-GM, as ratios."""
 
     repetitions: int = 12
     """Ratios measured of each comparison, at least 8: the units of its test."""
@@ -69,21 +92,29 @@ class Config:
     """Time that one ratio is measured for, in seconds."""
     samplers: SamplerSizes = SamplerSizes()
     flows: FlowSizes = FlowSizes()
+    simulations: SimulationSizes = SimulationSizes()
 
 
 PRESETS: Mapping[str, Config] = {
-    "ci": Config(repetitions=8, isolated=False, seconds=0.1, flows=FlowSizes(timed_sequences=400, check=False)),
+    "ci": Config(
+        repetitions=8,
+        isolated=False,
+        seconds=0.1,
+        flows=FlowSizes(timed_sequences=400, check=False),
+        simulations=SimulationSizes(replicates=50, timed_points=20),
+    ),
     "default": Config(),
     "gpu": Config(repetitions=8),
 }
 PRESET_NOTES = {
     "ci": "a minute on 2 CPU cores: samplers at the sizes of default, fewer and shorter repetitions, in one process",
-    "default": "nine minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
+    "default": "eleven minutes on 2 CPU cores, which nothing else may use; on the CPU, also where there is a GPU",
     "gpu": "four minutes on one GPU: the comparisons of the samplers there",
 }
 PARTS = {
     "samplers": "sampling loops: time a step, memory, compilations",
     "flows": "training a linear attention layer from several starts: time of the sweep",
+    "total_variation": "simulations of conditional Gaussians: time a data set",
 }
 
 
@@ -99,6 +130,11 @@ def check(config: Config, run: RunDirectory) -> None:
         if not sizes or not least <= min(sizes) <= max(sizes) <= 100_000:
             raise ValueError(f"{option} must lie between {least} and 100000, got {value}")
     _check_flows(config.flows)
+    for name, count in dataclasses.asdict(config.simulations).items():
+        if not 2 <= count <= 100_000:
+            raise ValueError(f"--simulations.{name.replace('_', '-')} must lie between 2 and 100000, got {count}")
+    if (replicates := config.simulations.replicates) % 25:
+        raise ValueError(f"--simulations.replicates must be a multiple of 25, got {replicates}")
     if run.preset == "gpu":
         import jax
 

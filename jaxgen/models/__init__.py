@@ -1,7 +1,9 @@
 """Networks as flax linen modules, used through `init` and `apply` alone."""
 
+from jaxgen.models.autoregressive_mlp import AutoregressiveMLP, AutoregressiveMLPConfig
 from jaxgen.models.conditioning import fourier_features
 from jaxgen.models.edm2 import EDM2, EDM2Config, edm2_config, project_weights
+from jaxgen.models.energy_mlp import EnergyMLP, EnergyMLPConfig
 from jaxgen.models.image_classifier import ImageClassifier, ImageClassifierConfig
 from jaxgen.models.image_conv import ImageConv, ImageConvConfig
 from jaxgen.models.image_mlp import ImageMLP, ImageMLPConfig
@@ -50,9 +52,13 @@ __all__ = [
     "EDM2",
     "MLP",
     "Attend",
+    "AutoregressiveMLP",
+    "AutoregressiveMLPConfig",
     "CausalLinearAttention",
     "CausalLinearAttentionConfig",
     "EDM2Config",
+    "EnergyMLP",
+    "EnergyMLPConfig",
     "ImageClassifier",
     "ImageClassifierConfig",
     "ImageConv",

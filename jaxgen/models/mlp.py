@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxgen.models.conditioning import fourier_features
+from jaxgen.models.relu_layers import check_sizes, relu_layers
 from jaxgen.typing import ArrayLike
 
 
@@ -29,9 +30,7 @@ class MLPConfig:
     """Type of the computation, for example "bfloat16"; None promotes the types of parameters and inputs."""
 
     def __post_init__(self):
-        for name, least in (("dimension", 1), ("width", 1), ("layers", 1), ("frequencies", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_sizes(self, dimension=1, width=1, layers=1, frequencies=0)
         low, high = self.frequency_range
         if not 0 < low <= high < math.inf:
             raise ValueError(f"frequency_range must be 0 < low <= high, got {self.frequency_range}")
@@ -73,20 +72,5 @@ class MLP(nn.Module):
             else time[..., None]
         )
         h = jnp.concatenate([x, encoded.astype(x.dtype)], axis=-1)
-        for index in range(config.layers):
-            last = index == config.layers - 1
-            # Only every other axis may be split over devices, so that one sum over them joins two layers.
-            names = ("width", "hidden") if index % 2 == 0 else ("hidden", "width")
-            axes = ("inputs" if index == 0 else names[0], "outputs" if last else names[1])
-            h = nn.Dense(
-                config.dimension if last else config.width,
-                dtype=config.dtype,
-                # He et al. 2015 where a ReLU follows, so that signals keep their size.
-                kernel_init=nn.with_logical_partitioning(
-                    nn.initializers.lecun_normal() if last else nn.initializers.he_normal(), axes
-                ),
-                bias_init=nn.with_logical_partitioning(nn.initializers.zeros_init(), axes[1:]),
-                name=f"dense_{index}",
-            )(h)
-            h = h if last else nn.relu(h)
+        h = relu_layers(h, config.width, config.layers, config.dimension, config.dtype)
         return h.astype(x.dtype)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from commands import assert_refused, finish
 
-from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, FlowSizes, SamplerSizes, samplers
+from experiments.benchmarks import CLAIMS, PARTS, PRESETS, Config, FlowSizes, SamplerSizes, SimulationSizes, samplers
 from experiments.benchmarks.peers import MISSING
 from experiments.benchmarks.processes import in_process
 from experiments.benchmarks.timing import Timing
@@ -27,14 +27,15 @@ SIZES = SamplerSizes(
     memory_steps=(4,),
 )
 FLOWS = FlowSizes(sequences=8, timed_sequences=4, length=4, dimension=1, epochs=2, block=2, threads=(1,))
+SIMULATIONS = SimulationSizes(replicates=25, points=10, timed_points=4)
 TINY = ["--repetitions", "8", "--no-isolated", "--seconds", "0.001", "--flows.no-check"]
-for group, sizes in (("samplers", SIZES), ("flows", FLOWS)):
+for group, sizes in (("samplers", SIZES), ("flows", FLOWS), ("simulations", SIMULATIONS)):
     for name, value in dataclasses.asdict(sizes).items():
         if not isinstance(value, bool):
             TINY += [f"--{group}.{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
 ON_GPU = ["P7", "P1-gpu", "P2-gpu", "P3-gpu", "P5-gpu", "P8-gpu"]
 ON_CPU = ["P1", "P2", "P3", "P5", "P8"]
-FLOW_CLAIMS = ["P9", "P10"]
+TRAINING_AND_SIMULATION = ["P9", "P10", "P11"]
 FIGURES = ("sampler_memory", "sampler_ratios", "flow_ratios")
 pytestmark = pytest.mark.filterwarnings(
     # Inside diffusers, which converts a torch tensor with numpy's older protocol.
@@ -66,7 +67,12 @@ def tiny_run(path):
             "--flows.timed-sequences 150",
             "--flows.timed-sequences must be a multiple of --flows.block, which is 100, got 150",
         ),
-        ("--part sampler", "benchmarks has the parts samplers, flows; got 'sampler'; the nearest is 'samplers'"),
+        ("--simulations.points 1", "--simulations.points must lie between 2 and 100000, got 1"),
+        ("--simulations.replicates 30", "--simulations.replicates must be a multiple of 25, got 30"),
+        (
+            "--part sampler",
+            "benchmarks has the parts samplers, flows, total_variation; got 'sampler'; the nearest is 'samplers'",
+        ),
     ],
 )
 def test_bad_arguments_exit_2_with_one_sentence_and_write_nothing(command, folder, argv, error):
@@ -80,8 +86,10 @@ def test_the_help_names_the_peers_the_parts_and_the_sizes(command):
         "diffusers",
         "hackable_diffusion",
         "MesaOpt",
+        "Multi-Souce-GM",
         "--samplers.memory-steps",
         "--flows.block",
+        "--simulations.timed-points",
         *PARTS,
         *PRESETS,
     ):
@@ -93,7 +101,10 @@ def test_claims_are_declared_for_every_comparison():
     pairs = [(contest.cpu_claim, contest.gpu_claim) for contest in samplers.CONTESTS]
     assert sorted(set(pairs)) == [("", "P7"), *((name, f"{name}-gpu") for name in ON_CPU)]
     assert [name for name, claim in claims.items() if set(claim.not_run) == {"ci", "default"}] == ON_GPU
-    assert [name for name, claim in claims.items() if set(claim.not_run) == {"gpu"}] == [*ON_CPU, *FLOW_CLAIMS]
+    assert [name for name, claim in claims.items() if set(claim.not_run) == {"gpu"}] == [
+        *ON_CPU,
+        *TRAINING_AND_SIMULATION,
+    ]
     assert [name for name, claim in claims.items() if not claim.not_run] == ["P4", "P6"]
 
 
@@ -111,8 +122,8 @@ def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
     assert [name for name, row in rows.items() if row["verdict"] == "not run"] == ON_GPU
     assert rows["P6"]["verdict"] == "holds"
     assert rows["P4"]["scale"] == "reduced"
-    assert rows["P9"]["scale"] == rows["P10"]["scale"] == "reduced"
-    for name in [*ON_CPU, *FLOW_CLAIMS]:
+    assert {rows[name]["scale"] for name in TRAINING_AND_SIMULATION} == {"reduced"}
+    for name in [*ON_CPU, *TRAINING_AND_SIMULATION]:
         for cell in rows[name]["cells"]:
             assert len(cell["values"]) == 8
             assert min(cell["values"]) > 0
@@ -126,7 +137,7 @@ def test_a_run_leaves_every_file_and_a_row_of_every_claim(folder):
     np.testing.assert_allclose(rows["P2"]["cells"][0]["values"], (theirs / ours)[_row("P2")])
     np.testing.assert_allclose(rows["P5"]["cells"][0]["values"], (ours / theirs)[_row("P5")])
     notes = json.loads((folder / "run" / "notes.json").read_text())["notes"]
-    assert len(notes) == 1 + len(samplers.CONTESTS) + 2
+    assert len(notes) == 1 + len(samplers.CONTESTS) + 2 + 2
     assert "measured in one process" in notes[0]
 
 
