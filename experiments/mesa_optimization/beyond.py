@@ -13,7 +13,8 @@ from jaxtyping import Array
 
 from experiments.claims import Cell
 from experiments.devices import mesh_of
-from experiments.mesa_optimization import figures_beyond, training
+from experiments.keys import key_of
+from experiments.mesa_optimization import figures_beyond
 from experiments.mesa_optimization.capability import train_sector
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import (
@@ -62,7 +63,7 @@ def measure(config: Any, run: RunDirectory) -> None:
             for seed in range(config.seeds):
                 if run.stop():
                     raise Interrupted
-                keys = jax.random.split(training.key_of(run, name, seed))
+                keys = jax.random.split(key_of(run, name, seed))
                 train, fresh = (_correlations(config, run, process, key) for key in keys)
                 found[name][seed] = _compare(train, fresh)
             progress.update(number)

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from experiments.claims import Cell
+from experiments.keys import key_of
 from experiments.mesa_optimization import figures_beyond, population, references, training
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import (
@@ -173,7 +174,7 @@ def _sampled(config: Any, run: RunDirectory) -> dict[str, np.ndarray]:
             for seed in range(config.seeds):
                 if run.stop():
                     raise Interrupted
-                key = training.key_of(run, f"law {name}", seed)
+                key = key_of(run, f"law {name}", seed)
                 count = config.law_sequences * _MORE.get(name, 1)
                 correlations = training.correlations_of(config, run, key, law, count, length=length, full=False)
                 c1, c2 = references.LAWS[name].rates(d, length)

@@ -12,7 +12,8 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from experiments.claims import Cell
-from experiments.mesa_optimization import figures_beyond, references, training
+from experiments.keys import key_of
+from experiments.mesa_optimization import figures_beyond, references
 from experiments.run_directory import Interrupted, RunDirectory
 from jaxgen.flows import gaussian_start, sample_sequences
 from jaxgen.models import (
@@ -128,7 +129,7 @@ def _mean_residual(steps: int) -> float:
 
 def _solvers(config: Any, run: RunDirectory) -> dict[str, float]:
     """Return R^2 of exact least-squares fits in the context, of W and of a diagonal W, at the paper's size."""
-    x = sample_sequences(training.key_of(run, "solvers", 0), gaussian_start(), 100, config.length, config.dimension)
+    x = sample_sequences(key_of(run, "solvers", 0), gaussian_start(), 100, config.length, config.dimension)
     whole = float((0.5 * np.abs(np.asarray(x[:, 2:])) ** 2).sum() / len(x))
     predictors = {"least squares": least_squares_predict, "diagonal least squares": diagonal_least_squares_predict}
     losses = {
@@ -144,7 +145,7 @@ def _stacks(config: Any, run: RunDirectory) -> dict[int, Layers]:
         for number, depth in enumerate(config.depths, start=1):
             if run.stop():
                 raise Interrupted
-            keys = jnp.stack([training.key_of(run, "stacks", seed) for seed in range(config.seeds)])
+            keys = jnp.stack([key_of(run, "stacks", seed) for seed in range(config.seeds)])
             typical, explained = train_stacks(keys, depth, config.depth_steps)
             found[depth] = Layers(np.asarray(typical), np.asarray(explained))
             progress.update(number)

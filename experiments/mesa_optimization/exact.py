@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from experiments.claims import Cell
+from experiments.keys import key_of
 from experiments.mesa_optimization import figures, population, references
-from experiments.mesa_optimization.training import key_of
 from experiments.run_directory import RunDirectory
 from jaxgen.flows import (
     StartLaw,

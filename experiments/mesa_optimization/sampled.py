@@ -12,9 +12,10 @@ import optax
 from jaxtyping import Array, Float
 
 from experiments.claims import Cell
+from experiments.keys import key_of
 from experiments.mesa_optimization import dense_starts, figures, figures_beyond, references
 from experiments.mesa_optimization.tables import MASKED, exact_curve, start_name, step_of
-from experiments.mesa_optimization.training import RATIO_FLOOR, Trained, key_of, scale_of
+from experiments.mesa_optimization.training import RATIO_FLOOR, Trained, scale_of
 from experiments.run_directory import RunDirectory
 from jaxgen.flows import (
     gaussian_start,

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from experiments import configuration
 from experiments.devices import check_divides, mesh_of
 from experiments.files import write_whole
+from experiments.keys import key_of
 from experiments.mesa_optimization import references
 from experiments.mesa_optimization.tables import TABLES, Runs, law_of, runs_of, seeds_of
 from experiments.run_directory import Interrupted, RunDirectory
@@ -210,11 +211,6 @@ def _drawing(starts: Float[Array, "count dim"], length: int) -> Callable[[PRNGKe
         return sequences_from(key, chosen, length, first=first)
 
     return draw
-
-
-def key_of(run: RunDirectory, name: str, seed: int) -> PRNGKey:
-    """Return the key of one purpose and seed of a run."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(run.seed), zlib.crc32(name.encode())), seed)
 
 
 def _sets(config: Any) -> list[tuple[str, int]]:

@@ -24,7 +24,7 @@ class Images:
 
     sources: tuple[int, ...] = (3,)
     """Numbers K of sources, each a digit, or a class of --images.data; rising."""
-    per_source: tuple[int, ...] = (90,)
+    per_source: tuple[int, ...] = (40, 90)
     """Numbers of training images of a source, drawn without replacement."""
     similarities: tuple[float, ...] = (0.5, 1.0)
     """Shares of a digit's pixels that lie alike in all sources, in [0, 1], rising; each source permutes the others its
@@ -116,7 +116,14 @@ PRESETS: Mapping[str, Config] = {
         network_steps=150,
         network_similarities=(0.0, 1.0),
         images=Images(
-            seeds=1, steps=30, samples=60, sampling_steps=8, multipliers=(1,), attention_sides=(), held_out=80
+            per_source=(90,),
+            seeds=1,
+            steps=30,
+            samples=60,
+            sampling_steps=8,
+            multipliers=(1,),
+            attention_sides=(),
+            held_out=80,
         ),
     ),
     "default": Config(),

@@ -76,7 +76,7 @@ def phase_diagram(run: RunDirectory, cases: Sequence["Case"], factors: np.ndarra
         "above: relative gain of sharing in the expected squared error of 5 + 5 coordinates, by the formula, where the "
         "sources' means differ by the variance v in the shared ones; on the dashed line, v* = (K - 1) / n, it is 0; "
         "discs: simulations. Below: simulated gains against v / v*, in the squared error and in total variation, "
-        "which crosses 0 near v* too"
+        "whose crossing of 0 is that of one drawn pattern of means"
     )
     run.figure("sharing_phases", figure, caption)
 

@@ -1,7 +1,6 @@
 """The networks of a cell of the experiment on images: trained here in both arms, resumed, or taken from another run."""
 
 import math
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import jax
 
 from experiments import configuration
 from experiments.devices import check_divides, mesh_of
+from experiments.keys import key_of
 from experiments.metric_lines import metric_lines
 from experiments.multi_source import image_sources, paper_settings
 from experiments.multi_source.image_sources import Sources
@@ -26,7 +26,7 @@ from jaxgen.training import (
     restore_params,
     stepped_inverse_root_rate,
 )
-from jaxgen.typing import Params, PRNGKey
+from jaxgen.typing import Params
 
 ARMS = {"shared": True, "separate": False}
 _PIXELS = EDMObjective(data_std=image_sources.DATA_STD, log_sigma_mean=-0.8, log_sigma_std=1.6)
@@ -226,7 +226,7 @@ def _train(
             arm,
             objective(config),
             sources.train,
-            key_of(run, "train", seed),
+            key_of(run, "train images", seed),
             recipe,
             latents=sources.latents,
             mesh=mesh_of(run),
@@ -240,14 +240,6 @@ def _train(
     if state.step < recipe.steps:
         raise Interrupted
     return state
-
-
-def key_of(run: RunDirectory, purpose: str, *numbers: int) -> PRNGKey:
-    """Return the key of one purpose of the experiment on images, which no other part of a run uses."""
-    key = jax.random.fold_in(jax.random.key(run.seed), zlib.crc32(f"images {purpose}".encode()))
-    for number in numbers:
-        key = jax.random.fold_in(key, number)
-    return key
 
 
 def _image_shape(config: Any) -> tuple[int, int, int]:

@@ -182,8 +182,8 @@ def folder(config: Any, sources: int, class_list: str, per_source: int, seed: Se
     def seen(images: np.ndarray) -> np.ndarray:
         if latents is None:
             return images.astype(np.float32) / 127.5 - 1.0
-        keys = jax.random.split(key, len(images))
-        return np.asarray(jax.vmap(lambda key, image: draw_latent(key, image, latents))(keys, images))
+        keys, scaling = jax.random.split(key, len(images)), latents
+        return np.asarray(jax.vmap(lambda key, image: draw_latent(key, image, scaling))(keys, images))
 
     def shown(source: int, images: np.ndarray) -> np.ndarray:
         return images if latents is not None else np.clip(images, -1.0, 1.0)

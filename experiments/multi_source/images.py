@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from experiments.claims import Cell as LedgerCell
 from experiments.devices import mesh_of
+from experiments.keys import key_of
 from experiments.multi_source import figures_images, image_networks
 from experiments.multi_source.image_networks import ARMS, Cell
 from experiments.multi_source.image_sources import Sources
@@ -113,7 +114,7 @@ def _draw(
                 own,
                 source,
                 count,
-                image_networks.key_of(run, "draw", seed, source),
+                key_of(run, "draw images", seed, source),
                 steps=config.images.sampling_steps,
                 block_size=min(count, 200),
                 mesh=mesh_of(run),
@@ -154,7 +155,7 @@ def _score(
                 own,
                 source,
                 sources.inward(source, images[:count]),
-                image_networks.key_of(run, "loss", seed, source),
+                key_of(run, "losses of images", seed, source),
                 levels,
             ).network.mean()
             for images in (held_out, seen)

@@ -12,13 +12,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.keys import key_of
 from experiments.multi_source import figures_models, judging_models
 from experiments.multi_source.convex import ConvexErrors, simulate
 from experiments.multi_source.families import families
 from experiments.multi_source.judging_models import Trained
 from experiments.multi_source.network_kinds import Kind, kinds
 from experiments.multi_source.networks import Curves, Problems, draw_problems, train
-from experiments.multi_source.sharing import key_of
 from experiments.run_directory import Interrupted, RunDirectory
 
 _THREADS = 2

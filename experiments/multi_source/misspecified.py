@@ -17,7 +17,7 @@ SPECIFIC, SHARED = 5, 5
 MASK = np.arange(SPECIFIC + SHARED) >= SPECIFIC
 WAYS = ("shared", "separate", "James-Stein")
 GROUPS = 10
-"""Disjoint groups of data sets, each with means of its own: the units of every test."""
+"""Disjoint groups of data sets, whose average errors are the units of every test; all have the same true means."""
 SOURCES = 10
 """Rows of means and shares: fewer sources are followed by some that no sample falls on, for one program."""
 

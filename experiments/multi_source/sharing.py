@@ -1,15 +1,14 @@
 """When sharing hurts: the spread of the sources at which it stops helping, shrinkage, and shares of the sources."""
 
 import time
-import zlib
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
 from experiments.claims import Cell
+from experiments.keys import key_of
 from experiments.multi_source import figures_theory
 from experiments.multi_source.misspecified import (
     GROUPS,
@@ -24,7 +23,6 @@ from experiments.multi_source.misspecified import (
 )
 from experiments.run_directory import RunDirectory
 from jaxgen.statistics.source_weights import optimal_source_weights, weighted_expected_tv
-from jaxgen.typing import PRNGKey
 
 SIZES = ((3, 500), (5, 500), (10, 500), (5, 100))
 """Sources and samples. A source has 20 samples or more, since v* is the law of many."""
@@ -110,7 +108,8 @@ def _crossovers(run: RunDirectory, cases: list[Case], seconds: float) -> None:
         "stops to help at v* = (K - 1) / n, but for what comes from the random number of samples of a source, whose "
         f"E[1 / N] is above K / n: exactly at these multiples of v*, {', '.join(exact)}. At {FACTORS[-1]:g} v* the "
         f"shared model's squared error is up to {worst:.2f} times that of separate models. In total variation the "
-        f"crossing depends on how the means lie; for the patterns drawn here it was at {', '.join(found)}."
+        "crossing depends on how the means lie; for the one pattern of means that was drawn for each number of "
+        f"sources it was at {', '.join(found)}."
     )
 
 
@@ -179,8 +178,3 @@ def _weights(config: Any, run: RunDirectory) -> None:
         f"variation: {'. '.join(shown)}. Nothing is to be gained where the target is equal over the "
         "sources, whose best shares are equal, or on one of them."
     )
-
-
-def key_of(run: RunDirectory, name: str) -> PRNGKey:
-    """Return the key of one purpose in a run."""
-    return jax.random.fold_in(jax.random.key(run.seed), zlib.crc32(name.encode()))

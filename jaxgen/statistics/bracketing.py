@@ -3,7 +3,9 @@ r"""Upper bracketing numbers of conditional families whose sources share paramet
 An epsilon-bracket of a family is a finite set of functions g(x|y), not densities, such that every member lies below
 some g everywhere with int (g - p)(x|y) dx <= epsilon for every y; the bracketing number N(epsilon) is the least size of
 such a set. A family in which K sources share parameters is a part of the one in which they do not, so that its number
-is no larger. All numbers here are upper bounds, as logarithms, on the host.
+is no larger. All numbers here are logarithms, on the host. Those of Gaussians and of networks (`log_cover_mlp`) are
+proved upper bounds; those of the two conditional families count embeddings as weights of the network, and bound only if
+its depth and width count the layers and inputs by which they enter (see `log_bracket_arm`).
 """
 
 import math
@@ -169,7 +171,9 @@ def log_bracket_arm(size: ArmSize, num_sources: int, epsilon: Number, *, shared:
     """Bound the logarithm of the bracketing number of autoregressive networks.
 
     Logits within tau in the largest entry move log p(x|y) by at most 2 tau D, so that exp(2 tau D) p brackets at
-    tau = log(1 + epsilon) / (2 D): what is left is a covering of the network, to which embeddings count as weights.
+    tau = log(1 + epsilon) / (2 D): what is left is a covering of the network. Embeddings are assumed to be weights of
+    it: an embedding is a linear layer on zeros and ones, so that this is a bound if the depth counts that layer, the
+    width its inputs and the network's logits, and embeddings are no larger than the bound on weights.
 
     Args:
         size: of the network and its embeddings.
@@ -188,7 +192,8 @@ def log_bracket_arm(size: ArmSize, num_sources: int, epsilon: Number, *, shared:
 def log_bracket_ebm(size: EbmSize, num_sources: int, epsilon: Number, *, shared: bool) -> float:
     """Bound the logarithm of the bracketing number of energy networks on the unit cube.
 
-    Energies within tau of each other give densities within a factor exp(2 tau): tau = log(1 + epsilon) / 2.
+    Energies within tau of each other give densities within a factor exp(2 tau): tau = log(1 + epsilon) / 2. What is
+    assumed of the embedding is as in `log_bracket_arm`.
 
     Args:
         size: of the network and its embedding.
@@ -205,24 +210,42 @@ def log_bracket_ebm(size: EbmSize, num_sources: int, epsilon: Number, *, shared:
 
 
 def log_cover_mlp(nonzero: int, depth: int, width: int, bound: Number, tau: Number) -> float:
-    """Bound the logarithm of the covering number of ReLU networks in the supremum over the unit cube.
+    r"""Bound the logarithm of the covering number of ReLU networks in the supremum over the unit cube.
 
-    S (log(L / tau) + (L - 1) log max(B, 1) + 2 L log(W + 1)): an upper bound of the usual form, not the number itself;
-    the factor L of the rates comes from it.
+    $S \log(L W (W + 1) (1 + L (b (W + 1))^L / \tau))$ with $b = \max(B, 1)$, and 0 where $\tau \ge (b (W + 1))^L$. Of
+    order S L log(b W L / tau), which is where the factor L of the rates comes from.
+
+    Let $h_0 = x$ and $h_l$ be the outputs of layer l, $A_l h_{l-1} + c_l$ with a ReLU after all but the last, which
+    moves no two vectors apart in the largest entry. A neuron has at most W inputs and a bias, all in [-B, B], so that
+    $\max(|h_l|, 1) \le b (W + 1) \max(|h_{l-1}|, 1)$, which is at most $(b (W + 1))^l$. Let another network have
+    parameters that differ by at most $\eta$. Then
+    $|h_l - h_l'| \le W B |h_{l-1} - h_{l-1}'| + \eta (W + 1) \max(|h_{l-1}|, 1)$, and by induction
+    $|h_l - h_l'| \le l \eta (W + 1)^l b^{l-1}$. So $\eta = \tau / (L (W + 1)^L b^{L-1})$ serves, for which a
+    parameter takes the middles of $\lceil B / \eta \rceil \le 1 + L (b (W + 1))^L / \tau$ cells. The parameters that
+    are not 0 are S of at most L W (W + 1), in at most $(L W (W + 1))^S$ ways. If tau is at least the largest output,
+    one network that is 0 covers all.
 
     Args:
-        nonzero: weights S that are not 0.
+        nonzero: parameters S that are not 0, biases among them, wherever they are.
         depth: layers L.
-        width: neurons W of the widest layer.
-        bound: largest size B of a weight.
-        tau: radius of the cover; one so large that the formula is negative takes a single network, and gives 0.
+        width: numbers W in the widest layer, the input and the output among the layers.
+        bound: largest size B of a parameter.
+        tau: radius of the cover.
 
     Raises:
         ValueError: an argument is not positive.
+
+    >>> round(log_cover_mlp(1, 1, 1, 100.0, 0.01), 4)  # lines through 0 alone need 10,000 balls
+    10.5967
     """
     _check_positive(nonzero=nonzero, depth=depth, width=width, bound=bound, tau=tau)
-    each = math.log(depth / tau) + (depth - 1) * math.log(max(bound, 1.0)) + 2 * depth * math.log(width + 1)
-    return nonzero * max(each, 0.0)
+    log_reach, log_tau = depth * math.log(max(bound, 1.0) * (width + 1)), math.log(tau)
+    if log_tau >= log_reach:
+        return 0.0
+    # log(1 + x) by log x, which is positive here, since x itself may be beyond all floating-point numbers.
+    log_cells = math.log(depth) + log_reach - log_tau
+    log_cells += math.log1p(math.exp(-log_cells))
+    return nonzero * (log_cells + math.log(depth * width * (width + 1)))
 
 
 def count_parameters(num_shared: int, num_specific: int, num_sources: int, *, shared: bool) -> int:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real, Shaped
 
 from jaxgen.typing import ArrayLike, PRNGKey
 
@@ -46,12 +46,13 @@ class CategoricalFit(NamedTuple):
     observed: Bool[Array, " sources"]
 
 
-def check_sources(p_y: Float[ArrayLike, " sources"], n: int) -> None:
+def check_sources(p_y: Real[ArrayLike, " sources"], n: int, name: str = "p_y") -> None:
     """Raise unless probabilities and a number of samples describe a data set; values under a trace are not looked at.
 
     Args:
         p_y: probability of each source.
         n: samples of all sources together.
+        name: what an error calls the probabilities.
 
     Raises:
         ValueError: n is below 1, `p_y` is no row of at least one probability, or it does not sum to 1 within 1e-6.
@@ -59,18 +60,18 @@ def check_sources(p_y: Float[ArrayLike, " sources"], n: int) -> None:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}: it counts the samples of all sources together")
     if jnp.ndim(p_y) != 1 or jnp.shape(p_y)[0] < 1:
-        raise ValueError(f"p_y must be one probability for each of at least one source, got shape {jnp.shape(p_y)}")
+        raise ValueError(f"{name} must be one probability for each of at least one source, got shape {jnp.shape(p_y)}")
     if isinstance(p_y, Tracer):
         return
     values = np.asarray(p_y, np.float64)
     if not np.all(values >= 0):
-        raise ValueError(f"p_y must not be negative, got {values.tolist()}: it holds the probability of each source")
+        raise ValueError(f"{name} must not be negative, got {values.tolist()}: it holds the probability of each source")
     if not abs(values.sum() - 1) <= _SUM_TOLERANCE:
-        raise ValueError(f"p_y must sum to 1 within 1e-6, got a sum of {values.sum():.9g}: divide it by its sum")
+        raise ValueError(f"{name} must sum to 1 within 1e-6, got a sum of {values.sum():.9g}: divide it by its sum")
 
 
-def check_labels(y: Int[ArrayLike, " n"], num_sources: int, *, allow_empty: bool = True) -> None:
-    """Raise unless labels name sources; values under a trace are not looked at.
+def check_labels(y: Shaped[ArrayLike, " n"], num_sources: int, *, allow_empty: bool = True) -> None:
+    """Raise unless labels are whole numbers that name sources; values under a trace are not looked at.
 
     Args:
         y: source of each sample.
@@ -78,12 +79,14 @@ def check_labels(y: Int[ArrayLike, " n"], num_sources: int, *, allow_empty: bool
         allow_empty: whether sources without samples are let through.
 
     Raises:
-        ValueError: K is below 1, there is no label, a label lies outside [0, K), or a source has no samples.
+        ValueError: K is below 1, there is no label, labels are not integers, one lies outside [0, K), or a source has
+            no samples.
     """
     if num_sources < 1:
         raise ValueError(f"num_sources must be at least 1, got {num_sources}")
     if jnp.ndim(y) != 1 or jnp.shape(y)[0] < 1:
         raise ValueError(f"y must be one label for each of at least one sample, got shape {jnp.shape(y)}")
+    _check_integers("y", y)
     if isinstance(y, Tracer):
         return
     labels = np.asarray(y)
@@ -100,8 +103,24 @@ def check_labels(y: Int[ArrayLike, " n"], num_sources: int, *, allow_empty: bool
         )
 
 
+def check_mask(shared_mask: Shaped[ArrayLike, " coordinates"]) -> None:
+    """Raise unless a mask is boolean.
+
+    Args:
+        shared_mask: which coordinates the sources share.
+
+    Raises:
+        ValueError: it is not boolean.
+    """
+    if not jnp.issubdtype(dtype := jnp.asarray(shared_mask).dtype, jnp.bool_):
+        raise ValueError(
+            f"shared_mask must be boolean, one value for each coordinate, got {dtype}: pass "
+            "shared_mask.astype(bool) if it is of zeros and ones"
+        )
+
+
 def sample_sources(
-    key: PRNGKey, means: Float[ArrayLike, "sources dim"], p_y: Float[ArrayLike, " sources"], n: int
+    key: PRNGKey, means: Real[ArrayLike, "sources dim"], p_y: Real[ArrayLike, " sources"], n: int
 ) -> tuple[Float[Array, "n dim"], Int[Array, " n"]]:
     """Draw a data set of Gaussians of unit covariance: labels from p_Y, then each point around its label's mean.
 
@@ -122,7 +141,9 @@ def sample_sources(
     check_sources(p_y, n)
     if jnp.ndim(means) != 2 or jnp.shape(means)[0] != jnp.shape(p_y)[0]:
         raise ValueError(f"means must have a row for each of {jnp.shape(p_y)[0]} sources, got {jnp.shape(means)}")
-    means, ends = jnp.asarray(means), jnp.cumsum(jnp.asarray(p_y))
+    # Whole numbers become the default floating type.
+    means, p_y = (jnp.asarray(part).astype(jnp.result_type(part, float)) for part in (means, p_y))
+    ends = jnp.cumsum(p_y)
     label_key, noise_key = jax.random.split(key)
     # Inverting the distribution function takes one uniform number a label; divided by its last value, rounding leaves
     # nothing above it for a last source of probability 0.
@@ -133,9 +154,9 @@ def sample_sources(
 
 def gaussian_mle(
     x: Float[ArrayLike, "n dim"],
-    y: Int[ArrayLike, " n"],
+    y: Shaped[ArrayLike, " n"],
     num_sources: int,
-    shared_mask: Bool[ArrayLike, " coordinates"],
+    shared_mask: Shaped[ArrayLike, " coordinates"],
     *,
     shared: bool,
     allow_empty: bool = False,
@@ -147,15 +168,15 @@ def gaussian_mle(
 
     Args:
         x: the points of all sources.
-        y: the source of each.
+        y: the source of each, integers.
         num_sources: K.
-        shared_mask: which coordinates the sources share, each on its own: any of them, or none.
+        shared_mask: which coordinates the sources share, boolean, each on its own: any of them, or none.
         shared: whether the model shares these.
         allow_empty: whether a source without samples is marked in the result, and not an error. Under a trace, where
             labels are not known, it is always marked.
 
     Raises:
-        ValueError: as `check_labels`; x, y and the mask do not fit together.
+        ValueError: as `check_labels` and `check_mask`; x, y and the mask do not fit together.
     """
     if jnp.ndim(x) != 2 or jnp.shape(x)[:1] != jnp.shape(y):
         raise ValueError(f"x must be [n, dim] with a label for each row, got {jnp.shape(x)} and labels {jnp.shape(y)}")
@@ -164,10 +185,10 @@ def gaussian_mle(
             f"shared_mask must say for each of {jnp.shape(x)[1]} coordinates whether it is shared, got shape "
             f"{jnp.shape(shared_mask)}"
         )
+    check_mask(shared_mask)
     check_labels(y, num_sources, allow_empty=allow_empty)
-    x, (indicators, counts) = jnp.asarray(x), _indicators(y, num_sources, jnp.result_type(x))
-    # A product, not a scatter: the same on every device, and quick over many data sets.
-    sums = jnp.matmul(indicators.T, x, precision=jax.lax.Precision.HIGHEST)
+    x, counts = jnp.asarray(x), _counts(y, num_sources)
+    sums = jax.ops.segment_sum(x, jnp.asarray(y), num_sources)
     means = sums / jnp.maximum(counts, 1).astype(x.dtype)[:, None]
     if shared:
         pooled = jnp.sum(sums, axis=0) / x.shape[0]
@@ -176,13 +197,13 @@ def gaussian_mle(
 
 
 def categorical_mle(
-    y_categories: Int[ArrayLike, " n"], y: Int[ArrayLike, " n"], num_sources: int, num_categories: int
+    y_categories: Shaped[ArrayLike, " n"], y: Shaped[ArrayLike, " n"], num_sources: int, num_categories: int
 ) -> CategoricalFit:
     """Fit one categorical law a source by maximum likelihood: the frequencies of its samples.
 
     Args:
-        y_categories: the category of each sample, in [0, num_categories).
-        y: the source of each.
+        y_categories: the category of each sample, an integer in [0, num_categories).
+        y: the source of each, an integer.
         num_sources: K.
         num_categories: how many categories there are.
 
@@ -197,24 +218,32 @@ def categorical_mle(
     if num_categories < 1:
         raise ValueError(f"num_categories must be at least 1, got {num_categories}")
     check_labels(y, num_sources)
+    _check_integers("y_categories", y_categories)
     if not isinstance(y_categories, Tracer):
         found = np.asarray(y_categories)
         if found.min() < 0 or found.max() >= num_categories:
             raise ValueError(
                 f"y_categories must lie in [0, {num_categories}), got {found.min()} to {found.max()}: count from 0"
             )
+    # Labels of few bits would overflow in the products.
+    y, y_categories = (jnp.asarray(part).astype(int) for part in (y, y_categories))
+    counts = _counts(y, num_sources)
+    # One cell a pair of source and category. What lies outside, under a trace, is counted nowhere, not in the next row.
+    inside = (y_categories >= 0) & (y_categories < num_categories) & (y >= 0)
+    cells = jnp.where(inside, y * num_categories + y_categories, -1)
+    pairs = _counts(cells, num_sources * num_categories).reshape(num_sources, num_categories)
     dtype = jnp.result_type(float)
-    indicators, counts = _indicators(y, num_sources, dtype)
-    categories = jax.nn.one_hot(jnp.asarray(y_categories), num_categories, dtype=dtype)
-    sums = jnp.matmul(indicators.T, categories, precision=jax.lax.Precision.HIGHEST)
-    frequencies = sums / jnp.maximum(counts, 1).astype(dtype)[:, None]
+    frequencies = pairs.astype(dtype) / jnp.maximum(counts, 1).astype(dtype)[:, None]
     observed = counts > 0
     return CategoricalFit(jnp.where(observed[:, None], frequencies, 1 / num_categories), counts, observed)
 
 
-def _indicators(
-    y: Int[ArrayLike, " n"], num_sources: int, dtype: np.dtype
-) -> tuple[Float[Array, "n sources"], Int[Array, " sources"]]:
-    """Return which source each sample is of, as zeros and ones, and how many each source has."""
-    of_source = jnp.asarray(y)[:, None] == jnp.arange(num_sources)[None]
-    return of_source.astype(dtype), jnp.sum(of_source, axis=0)
+def _counts(y: Int[ArrayLike, " n"], num_sources: int) -> Int[Array, " sources"]:
+    """Return how many samples each source has."""
+    y = jnp.asarray(y)
+    return jax.ops.segment_sum(jnp.ones(y.shape, int), y, num_sources)
+
+
+def _check_integers(name: str, labels: Shaped[ArrayLike, " n"]) -> None:
+    if not jnp.issubdtype(dtype := jnp.asarray(labels).dtype, jnp.integer):
+        raise ValueError(f"{name} must hold integers, got {dtype}: pass {name}.astype(int) if they are whole")

@@ -16,6 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Real
 from scipy import special
 
@@ -34,27 +35,28 @@ def expected_tv_gaussian(count: Real[ArrayLike, "*batch"] | Number, dim: int) ->
     $I_x(1/2, d/2)$ at $x = 1 / (1 + 4 N)$.
 
     Args:
-        count: number of samples N, or several.
+        count: number of samples N, or several; under a trace they are not looked at.
         dim: dimension d.
 
     Raises:
-        ValueError: `dim` is below 1.
+        ValueError: `dim` or a count is below 1.
 
     >>> print(round(float(expected_tv_gaussian(500, 10)), 5))
     0.05498
     """
     if dim < 1:
         raise ValueError(f"dim must be at least 1, got {dim}")
-    count = jnp.asarray(count)
-    if not jnp.issubdtype(count.dtype, jnp.floating):
-        count = count.astype(jnp.result_type(float))
+    if not isinstance(count, Tracer) and not np.all(enough := np.asarray(count) >= 1):
+        wrong = np.asarray(count)[~enough].flat[0]
+        raise ValueError(f"count must be at least 1, got {wrong}: a mean is fitted to the samples that there are")
+    count = _floating(count)
     half = jnp.full_like(count, 0.5)
     return jax.scipy.special.betainc(half, half * dim, 1 / (1 + 4 * count))
 
 
 def expected_average_tv(
     n: int,
-    p_y: Float[ArrayLike, " sources"],
+    p_y: Real[ArrayLike, " sources"],
     dim_specific: int,
     dim_shared: int,
     *,
@@ -81,12 +83,12 @@ def expected_average_tv(
     0.09435
     """
     errors = expected_source_tv(n, p_y, dim_specific, dim_shared, shared=shared, nodes=nodes)
-    return jnp.sum(jnp.asarray(p_y) * errors)
+    return jnp.sum(_floating(p_y) * errors)
 
 
 def expected_source_tv(
     n: int,
-    p_y: Float[ArrayLike, " sources"],
+    p_y: Real[ArrayLike, " sources"],
     dim_specific: int,
     dim_shared: int,
     *,
@@ -109,12 +111,12 @@ def expected_source_tv(
         ValueError: as `expected_average_tv`.
     """
     check_sources(p_y, n)
-    p_y = jnp.asarray(p_y)
+    p_y = _floating(p_y)
     tables = tables_by_count(n, dim_specific, dim_shared, shared=shared, nodes=nodes)
     return average_over_counts(p_y, *(jnp.asarray(table, p_y.dtype) for table in tables), empty)
 
 
-def expected_tv_categorical(n: int, probabilities: Float[ArrayLike, " categories"]) -> Float[Array, ""]:
+def expected_tv_categorical(n: int, probabilities: Real[ArrayLike, " categories"]) -> Float[Array, ""]:
     r"""Return the expected total variation of the frequencies of n samples of a categorical law.
 
     Half the sum of $E|N_i - n p_i| / n$, each by de Moivre's $2 n p (1 - p) P(\mathrm{Bin}(n - 1, p) = \lfloor n p
@@ -130,8 +132,8 @@ def expected_tv_categorical(n: int, probabilities: Float[ArrayLike, " categories
     >>> print(round(float(expected_tv_categorical(100, jnp.full(4, 0.25))), 5))
     0.06885
     """
-    check_sources(probabilities, n)
-    p, counts = jnp.asarray(probabilities), np.arange(n, dtype=np.float64)
+    check_sources(probabilities, n, "probabilities")
+    p, counts = _floating(probabilities), np.arange(n, dtype=np.float64)
     choices = special.gammaln(n) - special.gammaln(counts + 1) - special.gammaln(n - counts)
     return _deviation(p, jnp.asarray(choices, p.dtype))
 
@@ -153,6 +155,8 @@ def tables_by_count(
     n: int, dim_specific: int, dim_shared: int, *, shared: bool, nodes: int = 120
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " steps"]]:
     """Return what `average_over_counts` reads: the errors at N = 1 .. n samples, and log C(n, N + 1) / C(n, N).
+
+    The arrays are kept for the next call, so that they cannot be written to.
 
     Raises:
         ValueError: a dimension is negative, both are 0, or `nodes` is below 1.
@@ -209,16 +213,31 @@ def average_over_counts(
     return jax.vmap(average)(p_y)
 
 
-@functools.lru_cache(maxsize=64)
+def _floating(x: Real[ArrayLike, "*shape"] | Number) -> Float[Array, "*shape"]:
+    """Return an array of the default floating type where whole numbers were given, and as it is otherwise."""
+    x = jnp.asarray(x)
+    return x.astype(jnp.result_type(x, float))
+
+
+@functools.lru_cache(maxsize=8)
 def _log_ratios(n: int) -> np.ndarray:
     """Return log C(n, N + 1) / C(n, N) for N = 1 .. n - 1."""
     counts = np.arange(1, n, dtype=np.float64)
-    return np.log((n - counts) / (counts + 1))
+    return _frozen(np.log((n - counts) / (counts + 1)))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _errors(n: int, dim_specific: int, dim_shared: int, shared: bool, nodes: int) -> np.ndarray:
     """Return the expected total variation of a source with N = 1 .. n samples out of n."""
+    return _frozen(_integrated(n, dim_specific, dim_shared, shared, nodes))
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+def _integrated(n: int, dim_specific: int, dim_shared: int, shared: bool, nodes: int) -> np.ndarray:
     counts, dim = np.arange(1, n + 1, dtype=np.float64), dim_specific + dim_shared
     if not shared or dim_shared == 0:
         return _student(1 / counts, dim)

@@ -3,13 +3,17 @@ r"""What sharing costs where the sources are not alike, and an estimator that fi
 In a coordinate that is taken to be shared let the sources' means have the variance v, weighted by p_Y. One mean for all
 K sources then errs by v for ever, but by 1 / n instead of K / n from noise: sharing helps up to v of about (K - 1) / n.
 Shrinking the sources' own means towards the common one, by as much as they are seen to differ, is never worse than
-separate means of four sources or more (James & Stein 1961, towards the mean Lindley 1962).
+separate means of four sources or more (James & Stein 1961, towards the mean Lindley 1962) in the squared error that
+weighs each source by its number of samples N_k, and so in the plain average where these are equal. Where they are not,
+a source of few samples that lies apart from large ones that agree can lose more than they gain: with N = 1000, 1000,
+1000, 1 and true means 0, 0, 0, 3 the plain sum of squared errors rises from 1.004 to 1.214.
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jaxgen.statistics.bracketing import count_parameters
+from jaxgen.statistics.conditional_mle import check_mask
 from jaxgen.statistics.power import Number
 from jaxgen.typing import ArrayLike
 
@@ -64,24 +68,26 @@ def crossover_spread(n: int, num_sources: int) -> float:
 def james_stein_means(
     means: Float[ArrayLike, "sources dim"],
     counts: Int[ArrayLike, " sources"],
-    shared_mask: Bool[ArrayLike, " coordinates"],
+    shared_mask: Shaped[ArrayLike, " coordinates"],
 ) -> Float[Array, "sources dim"]:
     r"""Shrink the means of separate sources towards their common one, coordinate by coordinate.
 
     In each shared coordinate the deviations from the mean over all samples are multiplied by $(1 - (K - 3) / S)_+$ with
     $S = \sum_k N_k (\bar x_k - \bar x)^2$, which is chi square with K - 1 degrees of freedom where all means are one.
+    The expectation of $\sum_k N_k (\hat\mu_k - \mu_k)^2$ is below that of separate means, whatever the true ones are;
+    with other weights it need not be.
 
     Args:
         means: means over the samples of each source, of unit variance; those of sources without samples are not read.
         counts: samples N_k of each source.
-        shared_mask: coordinates that are shrunk.
+        shared_mask: coordinates that are shrunk, boolean.
 
     Returns:
         The means; with fewer than 4 observed sources as they were. A source without samples has the common mean in
         the shared coordinates, and what was given in the others.
 
     Raises:
-        ValueError: the shapes do not fit together.
+        ValueError: the shapes do not fit together, or the mask is not boolean.
 
     >>> means = jnp.array([[0.0], [1.0], [2.0], [3.0]])
     >>> [round(float(mean), 4) for mean in james_stein_means(means, jnp.full(4, 2), jnp.array([True]))[:, 0]]
@@ -93,6 +99,7 @@ def james_stein_means(
             f"means must be [sources, dim] with a count for each source and a mask for each coordinate, got "
             f"{list(shape)}, {list(jnp.shape(counts))} and {list(jnp.shape(shared_mask))}"
         )
+    check_mask(shared_mask)
     means, counts = jnp.asarray(means), jnp.asarray(counts)
     weights, observed = counts.astype(means.dtype)[:, None], (counts > 0)[:, None]
     common = jnp.sum(weights * means, axis=0) / jnp.maximum(jnp.sum(weights), 1)

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from jaxgen.statistics.conditional_mle import check_sources
 from jaxgen.statistics.expected_tv import average_over_counts, expected_source_tv, tables_by_count
@@ -14,8 +14,8 @@ _LARGEST_FACTOR = 2.0  # by which a step changes a probability
 
 
 def weighted_expected_tv(
-    target: Float[ArrayLike, " sources"],
-    p_y: Float[ArrayLike, " sources"],
+    target: Real[ArrayLike, " sources"],
+    p_y: Real[ArrayLike, " sources"],
     n: int,
     dim_specific: int,
     dim_shared: int,
@@ -37,7 +37,7 @@ def weighted_expected_tv(
     Raises:
         ValueError: as `expected_tv.expected_average_tv`, for `target` as well; or the two differ in length.
     """
-    check_sources(target, n)
+    check_sources(target, n, "target")
     if jnp.shape(target) != jnp.shape(p_y):
         raise ValueError(f"target and p_y must have one length, got {jnp.shape(target)} and {jnp.shape(p_y)}")
     errors = expected_source_tv(n, p_y, dim_specific, dim_shared, shared=shared, empty=_EMPTY)
@@ -45,7 +45,7 @@ def weighted_expected_tv(
 
 
 def optimal_source_weights(
-    target: Float[ArrayLike, " sources"], n: int, dim_specific: int, dim_shared: int, *, shared: bool
+    target: Real[ArrayLike, " sources"], n: int, dim_specific: int, dim_shared: int, *, shared: bool
 ) -> Float[Array, " sources"]:
     """Find the probabilities of the sources in the data at which `weighted_expected_tv` is least.
 
@@ -70,8 +70,12 @@ def optimal_source_weights(
     >>> print(optimal_source_weights(jnp.array([0.8, 0.2]), 5000, 5, 5, shared=False).round(3))
     [0.716 0.284]
     """
-    check_sources(target, n)
-    target, tables = jnp.asarray(target), tables_by_count(n, dim_specific, dim_shared, shared=shared)
+    check_sources(target, n, "target")
+    # Whole numbers, as where one source has all the weight, become the default floating type.
+    target, tables = (
+        jnp.asarray(target).astype(jnp.result_type(target, float)),
+        tables_by_count(n, dim_specific, dim_shared, shared=shared),
+    )
     return _minimise(target, *(jnp.asarray(table, target.dtype) for table in tables))
 
 

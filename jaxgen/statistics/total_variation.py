@@ -11,11 +11,12 @@ For conditional laws, with labels from p_Y and each point from its label's law, 
 the sources. The mixture is then one of each label's own pair.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from jaxgen.statistics.power import Number
 from jaxgen.typing import ArrayLike
@@ -37,15 +38,22 @@ class TotalVariation(NamedTuple):
     upper: Float[Array, "*batch"]
 
 
-def tv_gaussian(distance: Float[ArrayLike, "*batch"] | Number) -> Float[Array, "*batch"]:
+def tv_gaussian(distance: Real[ArrayLike, "*batch"] | Number) -> Float[Array, "*batch"]:
     r"""Return the total variation of two Gaussians of unit covariance whose means lie `distance` apart.
 
     $2 \Phi(\|\Delta\| / 2) - 1 = \mathrm{erf}(\|\Delta\| / (2 \sqrt 2))$.
 
-    >>> print(round(float(tv_gaussian(1.0)), 6))
+    Args:
+        distance: between the means; of a negative number, as of a difference along a line, the size counts.
+
+    >>> print(round(float(tv_gaussian(1)), 6))
     0.382925
     """
-    return jax.scipy.special.erf(jnp.asarray(distance) / jnp.sqrt(8.0).astype(jnp.result_type(distance)))
+    distance = jnp.asarray(distance)
+    distance = distance.astype(jnp.result_type(distance, float))
+    # Not the absolute value, whose derivative at 0 is 0: this one is that from the right.
+    distance = jnp.where(distance < 0, -distance, distance)
+    return jax.scipy.special.erf(distance / math.sqrt(8))
 
 
 def tv_enumerated(

@@ -66,12 +66,47 @@ def test_numbers_of_the_simulations():
     np.testing.assert_allclose(arms[1] / arms[0], 0.6, rtol=1e-14)
 
 
+def test_a_cover_of_lines_has_as_many_balls_as_they_need():
+    # Among networks of one layer and one parameter that is not 0 are x -> w x with |w| <= B, which lie |w - w'| apart:
+    # of those a little more than 2 tau apart no ball of radius tau holds two.
+    for bound, tau in ((100.0, 0.01), (1.0, 0.01), (1e6, 1.0), (0.5, 0.1)):
+        slopes = np.arange(-bound, bound, 2.0001 * tau)
+        assert log_cover_mlp(1, 1, 1, bound, tau) >= math.log(len(slopes))
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1, 1), (1, 3), (2, 1), (2, 3), (3, 2)])
+@pytest.mark.parametrize("bound", [0.5, 1.0, 4.0])
+def test_networks_on_the_grid_that_is_counted_cover_all_others(depth, width, bound):
+    rng, tau, draws = np.random.default_rng(depth), 0.3, 2000
+    x = rng.uniform(0, 1, (width, 64))
+    x[:, 0] = 1.0
+    # As many middles of cells as the formula counts for one parameter, apart from where the parameters are.
+    counted = math.exp(log_cover_mlp(1, depth, width, bound, tau)) / (depth * width * (width + 1))
+    cells = math.floor(counted)
+    side = 2 * bound / cells
+    parameters = rng.uniform(-bound, bound, (draws, depth, width, width + 1))
+    parameters[0] = bound  # where outputs are largest
+    middles = -bound + side * (np.clip(np.floor((parameters + bound) / side), 0, cells - 1) + 0.5)
+
+    def outputs(parameters):
+        h = np.broadcast_to(x, (draws, *x.shape))
+        for layer in range(depth):
+            h = np.maximum(h, 0) if layer else h
+            h = parameters[:, layer, :, :-1] @ h + parameters[:, layer, :, -1:]
+        return h
+
+    gap = np.abs(outputs(parameters) - outputs(middles)).max((1, 2))
+    assert gap.max() <= tau
+    assert gap.max() > 0.01 * tau  # the grid is not finer than what such a bound needs
+
+
 def test_covers_of_networks_by_hand():
-    # depth 2, width 3, weights up to 2: log(2 / .1) + log 2 + 4 log 4
-    by_hand = 7 * (math.log(20) + math.log(2) + 4 * math.log(4))
-    assert log_cover_mlp(7, 2, 3, 2.0, 0.1) == pytest.approx(by_hand, rel=1e-14)
-    assert log_cover_mlp(7, 2, 3, 0.5, 0.1) == pytest.approx(by_hand - 7 * math.log(2), rel=1e-14)
-    assert log_cover_mlp(7, 2, 3, 2.0, 1e9) == 0.0
+    # depth 2, width 3, weights up to 2 and tau .1: 1 + 2 * 8^2 / .1 cells, at 24 places
+    assert log_cover_mlp(7, 2, 3, 2.0, 0.1) == pytest.approx(7 * math.log(1281 * 24), rel=1e-14)
+    assert log_cover_mlp(7, 2, 3, 0.5, 0.1) == pytest.approx(7 * math.log(321 * 24), rel=1e-14)
+    assert log_cover_mlp(7, 2, 3, 2.0, 64.0) == 0.0
+    assert log_cover_mlp(7, 2, 3, 2.0, 63.9) > 0
+    assert math.isfinite(log_cover_mlp(10**6, 10_000, 64, 1e9, 1e-9))
     single = ARM._replace(length=1)
     perturbed = log_cover_mlp(1000 + 1 + 33 * 8 + 5 * 8, 3, 64, 1.0, math.log(1.01) / 2)
     assert log_bracket_arm(single, 5, 0.01, shared=True) == pytest.approx(perturbed, rel=1e-12)

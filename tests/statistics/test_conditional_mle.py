@@ -110,6 +110,25 @@ def test_frequencies_of_each_source():
     np.testing.assert_allclose(fit.probabilities, [[1 / 3, 0, 2 / 3], [1 / 2, 1 / 2, 0], [1 / 3] * 3], rtol=1e-6)
     np.testing.assert_array_equal(fit.observed, [True, True, False])
     np.testing.assert_array_equal(fit.counts, [3, 2, 0])
+    few_bits = categorical_mle(np.array([199, 0], np.uint8), np.array([2, 0], np.uint8), 3, 200)
+    np.testing.assert_array_equal(few_bits.probabilities[np.array([0, 2]), np.array([0, 199])], [1, 1])
+
+
+def test_whole_means_and_probabilities_are_taken():
+    means, p_y = np.array([[0, 3], [1, 2]]), np.array([0, 1])
+    x, y = sample_sources(jax.random.key(0), means, p_y, 50)
+    expected = sample_sources(jax.random.key(0), means.astype(np.float32), p_y.astype(np.float32), 50)
+    chex.assert_trees_all_equal((x, y), expected)
+    assert np.all(y == 1)
+    assert np.std(x) > 0.5  # noise that was not rounded away
+
+
+def test_labels_outside_are_counted_nowhere_under_a_trace():
+    fit = jax.jit(lambda c, y: categorical_mle(c, y, 2, 3))(jnp.array([0, 3, -1, 2]), jnp.array([0, 0, 1, 5]))
+    np.testing.assert_allclose(fit.probabilities, [[0.5, 0, 0], [0, 0, 0]], atol=1e-6)
+    x = jnp.ones((3, 1))
+    fit = jax.jit(lambda x, y: gaussian_mle(x, y, 2, np.array([False]), shared=False))(x, jnp.array([-1, 0, 2]))
+    np.testing.assert_array_equal(fit.counts, [1, 0])
 
 
 @pytest.mark.parametrize(
@@ -127,6 +146,16 @@ def test_frequencies_of_each_source():
         ),
         (lambda x, y: gaussian_mle(x, y, 3, MASK[:3], shared=True), "shared_mask must say for each of 4 coordinates"),
         (lambda x, y: gaussian_mle(x[:0], y[:0], 3, MASK, shared=True), "at least one sample"),
+        (
+            lambda x, y: gaussian_mle(x, y, 3, MASK.astype(int), shared=True),
+            r"shared_mask must be boolean, .* got int32: pass shared_mask.astype\(bool\)",
+        ),
+        (
+            lambda x, y: gaussian_mle(x, y.astype(float), 3, MASK, shared=True),
+            r"y must hold integers, got float32: pass y.astype\(int\)",
+        ),
+        (lambda x, y: categorical_mle(y, y + 0.5, 3, 3), "y must hold integers, got float32"),
+        (lambda x, y: categorical_mle(y + 0.5, y, 3, 3), "y_categories must hold integers, got float32"),
         (lambda x, y: check_labels(y, 5, allow_empty=False), r"no samples of the sources \[3, 4\]"),
         (lambda x, y: check_sources(np.array([0.5, 0.6]), 3), "p_y must sum to 1 within 1e-6, got a sum of 1.1"),
         (lambda x, y: check_sources(np.array([0.5, 0.5 + 2e-6]), 3), "p_y must sum to 1"),

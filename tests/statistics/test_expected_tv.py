@@ -15,6 +15,7 @@ from jaxgen.statistics.expected_tv import (
     expected_source_tv,
     expected_tv_categorical,
     expected_tv_gaussian,
+    tables_by_count,
 )
 
 # (K, n, shared dimensions of 10): expectation of separate and of shared models, derived independently to 1e-10
@@ -78,7 +79,7 @@ def test_student_form_against_scipy_and_published_numbers():
         counts = np.array([1, 2, 10, 10**6])
         student = 2 * scipy.stats.t.cdf(np.sqrt(7 / counts) / 2, 7) - 1
         np.testing.assert_allclose(expected_tv_gaussian(counts, 7), student, rtol=1e-10)
-        np.testing.assert_allclose(expected_tv_gaussian(0.0, 3), 1.0)
+        np.testing.assert_allclose(jax.jit(expected_tv_gaussian, static_argnums=1)(0.0, 3), 1.0)  # not looked at
         chex.assert_numerical_grads(lambda count: expected_tv_gaussian(count, 4), (jnp.array(9.0),), order=1)
     assert expected_tv_gaussian(3, 2).dtype == jnp.float32
 
@@ -181,6 +182,21 @@ def test_frequencies_of_a_categorical_law():
     np.testing.assert_allclose(single, list(known.values()), rtol=1e-4)
 
 
+def test_whole_probabilities_are_taken():
+    for whole in (np.array([1]), jnp.array([0, 1])):
+        found = expected_average_tv(9, whole, 1, 2, shared=True)
+        np.testing.assert_allclose(found, expected_tv_gaussian(9, 3), rtol=1e-5)
+        assert expected_source_tv(9, whole, 1, 2, shared=True).dtype == jnp.float32
+    assert expected_tv_categorical(9, np.array([1, 0])).dtype == jnp.float32
+    assert float(expected_tv_categorical(9, np.array([1, 0]))) == 0.0
+
+
+def test_kept_tables_cannot_be_written_to():
+    for table in tables_by_count(9, 2, 3, shared=True):
+        with pytest.raises(ValueError, match="read-only"):
+            table[0] = 0
+
+
 @pytest.mark.parametrize(
     ("call", "error"),
     [
@@ -192,7 +208,10 @@ def test_frequencies_of_a_categorical_law():
         (lambda p: expected_average_tv(5, p, 0, 0, shared=True), "must be at least 0 with a sum of at least 1"),
         (lambda p: expected_average_tv(5, p, 1, 1, shared=True, nodes=0), "nodes must be at least 1, got 0"),
         (lambda p: expected_tv_gaussian(5, 0), "dim must be at least 1, got 0"),
-        (lambda p: expected_tv_categorical(5, p * np.nan), "p_y must not be negative"),
+        (lambda p: expected_tv_gaussian(0, 10), "count must be at least 1, got 0: a mean"),
+        (lambda p: expected_tv_gaussian(np.array([3, -1]), 10), "count must be at least 1, got -1"),
+        (lambda p: expected_tv_gaussian(np.nan, 10), "count must be at least 1, got nan"),
+        (lambda p: expected_tv_categorical(5, p * np.nan), "probabilities must not be negative"),
     ],
 )
 def test_bad_inputs_are_refused(call, error):

@@ -48,7 +48,7 @@ def test_equal_targets_equal_shares_and_sources_of_no_weight_get_nothing():
     np.testing.assert_allclose(optimal_source_weights(np.full(4, 0.25), 90, 3, 4, shared=True), 0.25, atol=1e-6)
     with_none = optimal_source_weights(np.array([0.5, 0.0, 0.5, 0.0]), 90, 3, 4, shared=True)
     np.testing.assert_allclose(with_none, [0.5, 0, 0.5, 0], atol=1e-6)
-    np.testing.assert_allclose(optimal_source_weights(np.array([1.0]), 90, 3, 4, shared=True), [1.0], rtol=1e-6)
+    np.testing.assert_allclose(optimal_source_weights(np.array([1]), 90, 3, 4, shared=True), [1.0], rtol=1e-6)
 
 
 def test_few_samples_go_where_they_count_and_stay_finite():
@@ -63,10 +63,11 @@ def test_few_samples_go_where_they_count_and_stay_finite():
 @pytest.mark.parametrize(
     ("call", "error"),
     [
-        (lambda t: optimal_source_weights(2 * t, 9, 1, 1, shared=True), "p_y must sum to 1"),
+        (lambda t: optimal_source_weights(2 * t, 9, 1, 1, shared=True), "target must sum to 1"),
         (lambda t: optimal_source_weights(t, 0, 1, 1, shared=True), "n must be at least 1, got 0"),
         (lambda t: optimal_source_weights(t, 9, 0, 0, shared=True), "with a sum of at least 1"),
-        (lambda t: weighted_expected_tv(-t, t, 9, 1, 1, shared=True), "p_y must not be negative"),
+        (lambda t: weighted_expected_tv(-t, t, 9, 1, 1, shared=True), "target must not be negative"),
+        (lambda t: weighted_expected_tv(t, -t, 9, 1, 1, shared=True), "p_y must not be negative"),
     ],
 )
 def test_bad_inputs_are_refused(call, error):

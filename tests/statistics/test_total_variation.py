@@ -34,6 +34,15 @@ def test_closed_form_at_four_distances():
     np.testing.assert_allclose(found, expected, rtol=1e-14)
 
 
+def test_whole_and_negative_distances_are_taken():
+    assert tv_gaussian(1).dtype == jnp.float32
+    np.testing.assert_allclose(tv_gaussian(1), 0.3829249225, rtol=1e-6)
+    np.testing.assert_allclose(tv_gaussian(np.array([0, 2, -2])), [0, 0.6826894921, 0.6826894921], rtol=1e-6)
+    np.testing.assert_allclose(tv_gaussian(-1.0), 0.3829249225, rtol=1e-6)
+    assert np.isnan(tv_gaussian(np.nan))
+    np.testing.assert_allclose(jax.grad(tv_gaussian)(0.0), 1 / np.sqrt(2 * np.pi), rtol=1e-6)
+
+
 class Variants(chex.TestCase):
     @chex.variants(with_jit=True, without_jit=True)  # pyright: ignore[reportCallIssue]
     @parameterized.parameters(np.float32, np.float64)

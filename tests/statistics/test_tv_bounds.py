@@ -86,14 +86,19 @@ def test_the_ratio_of_gaussian_rates_is_that_of_the_similarity(sources, own, com
 
 
 def test_maximum_likelihood_over_a_finite_family_keeps_the_bound():
-    rng, members, n, replicates = np.random.default_rng(0), 8, 60, 2000
-    p = rng.dirichlet(np.full(3, 4.0), members)
-    counts = rng.multinomial(n, p[0], replicates)
-    errors = (np.abs(p - p[0]).sum(1) / 2)[np.argmax(counts @ np.log(p).T, axis=1)]
-    assert errors.max() > 0
+    rng, n, delta, replicates = np.random.default_rng(0), 60, 0.5, 2000
+    truth, far = np.array([0.6, 0.3, 0.1]), np.array([[0.02, 0.03, 0.95], [0.01, 0.2, 0.79]])
+    near = truth + np.array([[0.05, -0.05, 0], [-0.05, 0.05, 0], [0, 0.05, -0.05], [-0.1, 0, 0.1], [0.1, -0.1, 0]])
+    p = np.concatenate([truth[None], near, far])
+    distances, log_size = np.abs(p - truth).sum(1) / 2, math.log(len(p))
+    log_likelihood = rng.multinomial(n, truth, replicates) @ np.log(p).T
+    errors, of_the_worst = (distances[pick(log_likelihood, axis=1)] for pick in (np.argmax, np.argmin))
+    assert np.mean(errors > 0) > 0.2  # often another member than the truth is the most likely
     for bound in (tv_bound, tv_bound_sharp):
-        assert bound(math.log(members), n, 0.5) < 1
-        assert np.mean(errors > bound(math.log(members), n, 0.5)) <= 0.5
+        at = bound(log_size, n, delta)
+        assert np.sum(distances > at) == len(far)
+        assert np.mean(of_the_worst > at) > delta  # so that what fits wrongly does not pass
+        assert np.mean(errors > at) <= delta
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ TINY = (
     *("--part", "images", "--images.steps", "2", "--images.samples", "40", "--images.sampling-steps", "2"),
     *("--images.width", "4", "--images.multipliers", "1", "--images.attention-sides", "16"),
     *("--images.channels-per-head", "4", "--images.sources", "2", "--images.features", "4", "--mesh", "data=1"),
+    *("--images.per-source", "90"),
 )
 
 
@@ -72,7 +73,9 @@ def test_few_seeds_give_no_verdict(seeds, decides):
     assert set(run.rows) == {"A11", "A11-loss", "A12", "A12-sources"}
     if decides:
         assert run.rows["A11"][0] == "reduced"
-        assert len(run.rows["A12"][2]) == 1
+        assert [cell.name for cell in run.rows["A12"][2]] == [
+            f"K = 3, similarity 1, N = {count} against K = 3, similarity 0.5, N = {count}" for count in (40, 90)
+        ]
         assert run.rows["A12-sources"].startswith("needs two numbers of sources")
     else:
         assert all(f"{seeds} training seeds decide nothing" in reason for reason in run.rows.values())
