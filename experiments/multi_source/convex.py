@@ -18,6 +18,7 @@ from jaxgen.typing import PRNGKey, PRNGKeys
 TRUTHS = 8
 """Laws that are drawn for a family: the independent groups of the claims."""
 _LARGEST_GRADIENT = 1e-6  # of a sum over thousands of samples: an error moves by far less than it scatters
+_MOST_UNATTAINED = 0.005  # share of fits without a maximum; more would say that something else is wrong
 
 
 class ConvexErrors(NamedTuple):
@@ -27,13 +28,16 @@ class ConvexErrors(NamedTuple):
         sources: numbers K of sources; those of a smaller K are the first of a larger one.
         measured: of every data set.
         predicted: its expectation by the delta method.
-        gradient: the largest entry of the gradient where any fit ended.
+        gradient: the largest entry of the gradient where any other fit ended.
+        unattained: fits that were cut, since no parameters attain the maximum: all samples of a source lie on the edge
+            of what the features can tell, and the likelihood grows for ever along some direction, ever more slowly.
     """
 
     sources: tuple[int, ...]
     measured: Float[np.ndarray, "arms numbers truths replicates"]
     predicted: Float[np.ndarray, "arms numbers truths"]
     gradient: float
+    unattained: int
 
     def ratio(self, number: int) -> Float[np.ndarray, " truths"]:
         """Return the mean error of the shared model over that of separate ones, for each truth."""
@@ -59,10 +63,15 @@ def simulate(key: PRNGKey, family: Family, sources: tuple[int, ...], replicates:
         keys = jax.random.split(data_key, (len(sources), TRUTHS, each))
         found = [_errors(family, shared, truths, p_y, keys) for shared in (False, True)]
         predicted = [_predictions(family, shared, truths, p_y) for shared in (False, True)]
-        gradient = max(float(jnp.max(of)) for _, of in found)
-        if not gradient <= _LARGEST_GRADIENT:
-            raise RuntimeError(f"a fit of convex {family.name} models ended with a gradient of {gradient:.1g}")
-        return ConvexErrors(sources, np.stack([tv for tv, _ in found]), np.stack(predicted), gradient)
+        gradients = np.stack([of for _, of in found])
+        cut = gradients > _LARGEST_GRADIENT
+        if cut.mean() > _MOST_UNATTAINED:
+            raise RuntimeError(
+                f"{cut.sum()} of {cut.size} fits of convex {family.name} models ended with a gradient above "
+                f"{_LARGEST_GRADIENT:g}, up to {gradients.max():.1g}"
+            )
+        tv = np.stack([tv for tv, _ in found])
+        return ConvexErrors(sources, tv, np.stack(predicted), float(gradients[~cut].max()), int(cut.sum()))
 
 
 @partial(jax.jit, static_argnames=("family", "num_sources"))

@@ -54,7 +54,9 @@ def record_convex(run: RunDirectory, family: Family, letter: str, errors: Convex
     run.note(
         f"Convex {family.name} models, {truths} laws with {replicates} data sets each of n = {family.samples}. Error "
         f"of the shared model over that of separate ones: {shown}. Counting parameters takes all directions to move "
-        f"the law alike. The largest gradient that a fit ended with is {errors.gradient:.1g}."
+        f"the law alike. The largest gradient that a fit ended with is {errors.gradient:.1g}; {errors.unattained} of "
+        f"{errors.measured.size} fits were cut after 100 steps: no parameters attain the maximum where all samples of "
+        "a source lie on the edge of what the features can tell."
     )
     run.arrays(
         **{

@@ -5,7 +5,6 @@ A9, A10 and their kin: the paper states bounds for these models and measures non
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,6 @@ from experiments.multi_source.judging_models import Trained
 from experiments.multi_source.network_kinds import Kind, kinds
 from experiments.multi_source.networks import Curves, Problems, draw_problems, train
 from experiments.run_directory import Interrupted, RunDirectory
-
-_THREADS = 2
-"""Programs that are compiled and run at once; none of them fills two processors."""
 
 
 def measure(config: Any, run: RunDirectory) -> None:
@@ -88,16 +84,16 @@ def _train_networks(config: Any, run: RunDirectory) -> dict[str, Trained]:
 
 
 def _finish(run: RunDirectory, jobs: Mapping[Any, Callable[[], Any]], title: str) -> Iterator[tuple[Any, Any]]:
-    """Run jobs side by side and yield the name and result of each as it ends.
+    """Run jobs one after the other and yield the name and result of each.
+
+    Not side by side: two large programs at once have been seen to wait for each other for ever on a CPU.
 
     Raises:
         Interrupted: a signal came.
     """
-    with ThreadPoolExecutor(_THREADS) as pool, run.progress(len(jobs), title) as progress:
-        names = {pool.submit(job): name for name, job in jobs.items()}
-        for number, future in enumerate(as_completed(names), start=1):
+    with run.progress(len(jobs), title) as progress:
+        for number, (name, job) in enumerate(jobs.items(), start=1):
             if run.stop():
-                pool.shutdown(wait=False, cancel_futures=True)
                 raise Interrupted
-            yield names[future], future.result()
+            yield name, job()
             progress.update(number)

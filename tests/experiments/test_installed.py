@@ -84,7 +84,7 @@ def test_the_wheel_holds_the_packages_with_their_data_and_the_licence_but_no_tes
         str(path.relative_to(REPOSITORY))
         for package in ("jaxgen", "experiments")
         for path in (REPOSITORY / package).rglob("*")
-        if path.suffix in (".py", ".html") or path.name == "py.typed"
+        if path.suffix in (".csv", ".html", ".md", ".py") or path.name == "py.typed"
     }
     assert {"jaxgen/py.typed", "experiments/report.html", "experiments/ledger/ledger.html"} <= sources
     assert sources <= names

@@ -35,7 +35,7 @@ def errors_of(similarity, factor=1.0, seed=0):
         predicted[0, number] = 0.03 * np.sqrt(count) * random.uniform(0.9, 1.1, 8)
         predicted[1, number] = predicted[0, number] * np.sqrt(1 - (count - 1) / count * similarity)
     noise = random.normal(1.0, 0.05, (2, 3, 8, 40))
-    return ConvexErrors(SOURCES, factor * predicted[..., None] * noise, predicted, 1e-10)
+    return ConvexErrors(SOURCES, factor * predicted[..., None] * noise, predicted, 1e-10, 0)
 
 
 def notes_of(run):

@@ -105,6 +105,7 @@ def test_convex_models_are_fitted_to_the_last_digits_and_lie_near_their_predicti
     errors = simulate(jax.random.key(0), family, (2, 3), 16)
     assert errors.measured.shape == (2, 2, 8, 2)
     assert errors.gradient <= 1e-9
+    assert errors.unattained == 0
     relative = errors.measured / errors.predicted[..., None]
     stderr = relative.std(axis=(-2, -1)) / 4
     assert np.all(np.abs(relative.mean(axis=(-2, -1)) - 1) < 4 * stderr + 0.02)  # what 1 / sqrt(n) leaves out
