@@ -53,9 +53,9 @@ class Images:
     """Features of an attention head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the products; the parameters are float32."""
-    samples: int = 200
+    samples: int = 120
     """Images drawn of each source and arm."""
-    sampling_steps: int = 24
+    sampling_steps: int = 16
     """Steps of Heun's method."""
     features: int = 16
     """Principal components of held-out images that Fréchet distances are measured on."""
@@ -170,7 +170,7 @@ PRESETS: Mapping[str, Config] = {
     ),
 }
 PRESET_NOTES = {
-    "ci": "a minute on 2 CPU cores: few seeds, and one training seed on images, which decides nothing there",
+    "ci": "less than two minutes on 2 CPU cores: few seeds, and one training seed on images, which decides nothing",
     "default": "a quarter of an hour on 2 CPU cores: three training seeds of two small networks on images",
     "gpu": "the full grid on images: 3 or 10 digits, 40 or 100 images of each, two similarities; in parts",
     "paper": "EDM2-XS on classes of ImageNet: --images.data takes latents (stabilityai/sd-vae-ft-mse, as EDM2's "
