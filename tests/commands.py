@@ -3,6 +3,7 @@
 import contextlib
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import cli
@@ -24,6 +25,12 @@ def finish(path, *argv):
         patch.setenv("JAXGEN_COMPILATION_CACHE", "off")
         assert cli.main([*argv, "--out", str(path)]) == 0
     return path
+
+
+def stored_arrays(run):
+    """Read all arrays of a run, and close the file."""
+    with np.load(run / "arrays.npz", allow_pickle=False) as stored:
+        return dict(stored)
 
 
 def files(folder):

@@ -136,7 +136,9 @@ def _estimators(run: RunDirectory, sweeps: "Sweeps") -> None:
                 look = {"histtype": "step"} if colour == "black" else {"alpha": 0.4}
                 label = f"{name}, SD {values.std(ddof=1):.4f}"
                 axes.hist(values, np.linspace(low, high, 41), density=True, color=colour, label=label, **look)
-            axes.axvline(sweeps.exact[base][column], color=_COLOURS[column], linestyle=":", label="expectation")
+            axes.axvline(
+                sweeps.exact[base][column], color=_COLOURS[column], linestyle=":", ymax=0.6, label="expectation"
+            )
             axes.set(title=f"{ARMS[column]} model{'s' if column == 0 else ''}", xlabel="average total variation")
             axes.set_ylim(top=1.45 * axes.get_ylim()[1])
             axes.legend(fontsize="small", loc="upper center")

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from commands import hastily_compiled
+from commands import hastily_compiled, stored_arrays
 
 from experiments.configuration import Settings
 from experiments.multi_source import CLAIMS, Config, bounds
@@ -35,7 +35,7 @@ def test_every_row_holds(finished):
     assert {cell["trials"] for cell in cells} == {1400, 70}
     assert [cell["values"] for cell in rows["A1-vacuous"]["cells"]] == [[3269.0], [5678.0], [1.0, 0.0], [1.0, 0.0]]
     assert {path.name for path in (finished / "figures").iterdir()} == {"bound.png", "bound.svg"}
-    kept = np.load(finished / "arrays.npz", allow_pickle=False)
+    kept = stored_arrays(finished)
     assert kept["bound_curve_n"].shape == kept["bound_curve_shared_rigorous"].shape
     assert np.all(kept["bound_curve_separate_sharp"] < kept["bound_curve_separate_rigorous"])
 

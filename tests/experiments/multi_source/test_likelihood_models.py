@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import finish, hastily_compiled
+from commands import finish, hastily_compiled, stored_arrays
 
 from experiments.multi_source.convex import simulate
 from experiments.multi_source.families import families
@@ -133,7 +133,7 @@ def test_a_tiny_run_records_every_row_and_figure(tmp_path):
     assert len(rows["A15-models"]["cells"]) == 2
     figures = {file.stem for file in (path / "figures").iterdir()}
     assert figures == {"convex_models", "network_errors", "energy_densities"}
-    arrays = np.load(path / "arrays.npz")
+    arrays = stored_arrays(path)
     relative = arrays["convex_energy-based_measured"].mean(axis=-1) / arrays["convex_energy-based_predicted"]
     np.testing.assert_allclose(relative[1, 0], rows["A10"]["cells"][1]["values"])
     np.testing.assert_allclose(

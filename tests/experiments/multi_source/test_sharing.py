@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from commands import hastily_compiled
+from commands import hastily_compiled, stored_arrays
 
 from experiments.configuration import Settings
 from experiments.multi_source import CLAIMS, Config, sharing
@@ -42,7 +42,7 @@ def test_every_row_is_measured_in_groups(finished):
 
 
 def test_simulated_squared_errors_meet_the_formula(finished):
-    kept = np.load(finished / "arrays.npz", allow_pickle=False)
+    kept = stored_arrays(finished)
     squared, star = kept["sharing_5_500_squared"], 4 / 500
     for i, factor in enumerate(sharing.FACTORS):
         v = factor * star
@@ -55,7 +55,7 @@ def test_simulated_squared_errors_meet_the_formula(finished):
 
 
 def test_shares_sum_to_one_and_beat_the_others_on_paper(finished):
-    kept = np.load(finished / "arrays.npz", allow_pickle=False)
+    kept = stored_arrays(finished)
     assert kept["weights_shares"].shape == (8, 5)
     np.testing.assert_allclose(kept["weights_shares"].sum(axis=1), 1, rtol=1e-5)
     # The best shares lie between proportional and equal ones.
