@@ -66,10 +66,14 @@ def cells(config: Any) -> list[Cell]:
 
 
 def sources_of(config: Any, run: RunDirectory, cell: Cell, seed: int) -> Sources:
-    """Return the images of a cell for a training seed."""
+    """Return the images of a cell for a training seed, those that the networks of `--from` were trained on if given.
+
+    The seed of this run then decides what is drawn, and not which images were held out from the training.
+    """
     images = config.images
+    drawn_by = run.seed if run.source is None else configuration.read_run(run.source)["seed"]
     make: Any = image_sources.digits if images.data is None else image_sources.folder
-    return make(images, cell.sources, cell.likeness, cell.per_source, (run.seed, seed))
+    return make(images, cell.sources, cell.likeness, cell.per_source, (drawn_by, seed))
 
 
 def objective(config: Any) -> EDMObjective:

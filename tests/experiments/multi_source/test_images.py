@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from commands import assert_refused, finish
 
-from experiments.multi_source import PRESETS, Config, Images, image_networks, images, paper_settings
+from experiments.multi_source import PRESETS, Config, Images, image_networks, image_sources, images, paper_settings
 from experiments.multi_source.image_networks import Cell
 
 FULL = Config(images=Images(sources=(3, 10), per_source=(40, 100)))
@@ -169,6 +170,16 @@ def test_a_run_measures_both_arms(measured):
 def test_another_run_measures_its_networks_again(measured, tmp_path):
     again = finish(tmp_path / "again", "multi-source", *TINY, "--images.seeds", "3", "--from", str(measured))
     assert rows(again)["A11"]["cells"] == rows(measured)["A11"]["cells"]
+
+
+def test_networks_of_another_run_are_compared_with_images_that_they_have_not_seen(measured):
+    settings = Images(sources=(2,), per_source=(90,))
+    for source, seed in ((measured, 0), (None, 5)):
+        run = SimpleNamespace(seed=5, source=source)
+        found = image_networks.sources_of(Config(images=settings), run, Cell(2, 0.5, 90), 1)
+        expected = image_sources.digits(settings, 2, 0.5, 90, (seed, 1))
+        np.testing.assert_array_equal(found.train, expected.train)
+        np.testing.assert_array_equal(found.held_out[1], expected.held_out[1])
 
 
 def test_networks_of_another_training_are_refused(command, folder, measured):
