@@ -54,9 +54,7 @@ def record_convex(run: RunDirectory, family: Family, letter: str, errors: Convex
     run.note(
         f"Convex {family.name} models, {truths} laws with {replicates} data sets each of n = {family.samples}. Error "
         f"of the shared model over that of separate ones: {shown}. Counting parameters takes all directions to move "
-        f"the law alike. The largest gradient that a fit ended with is {errors.gradient:.1g}; {errors.unattained} of "
-        f"{errors.measured.size} fits were cut after 100 steps: no parameters attain the maximum where all samples of "
-        "a source lie on the edge of what the features can tell."
+        f"the law alike. The largest gradient that a fit ended with is {errors.gradient:.1g}.{_cut(errors)}"
     )
     run.arrays(
         **{
@@ -68,6 +66,17 @@ def record_convex(run: RunDirectory, family: Family, letter: str, errors: Convex
                 "rank_ratio": [family.rank_ratio(count) for count in errors.sources],
             }.items()
         }
+    )
+
+
+def _cut(errors: ConvexErrors) -> str:
+    """Tell of the fits that could not end, where there are any."""
+    if not errors.unattained:
+        return ""
+    return (
+        f" But for {errors.unattained} of {errors.measured.size} fits, which were cut after 100 steps and count as they "
+        "were left: no parameters attain the maximum where all samples of a source lie on the edge of what the features "
+        "can tell."
     )
 
 

@@ -57,6 +57,7 @@ def test_errors_as_predicted_hold_and_errors_that_are_not_are_refuted(run):
     assert [cell["name"] for cell in row_of(run, "A10-order")["cells"]] == ["K = 2 against 4", "K = 4 against 8"]
     # sqrt((6 + 2 K) / (8 K)) and the ratio that was put in, which for 3 / 4 are the same.
     assert "0.586 by the delta method, 0.586 by counting parameters" in notes_of(run)
+    assert "attain" not in notes_of(run)
     record_convex(run, FAMILY, "A10", errors_of(0.75, factor=1.1), 1.0)
     assert row_of(run, "A10")["verdict"] == "refuted"
     record_convex(run, FAMILY, "A10", errors_of(0.0), 1.0)
