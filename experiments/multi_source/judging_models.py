@@ -74,9 +74,9 @@ def _cut(errors: ConvexErrors) -> str:
     if not errors.unattained:
         return ""
     return (
-        f" But for {errors.unattained} of {errors.measured.size} fits, which were cut after 100 steps and count as they "
-        "were left: no parameters attain the maximum where all samples of a source lie on the edge of what the features "
-        "can tell."
+        f" But for {errors.unattained} of {errors.measured.size} fits, which were cut after 100 steps and count as "
+        "they were left: no parameters attain the maximum where all samples of a source lie on the edge of what the "
+        "features can tell."
     )
 
 
